@@ -1,0 +1,110 @@
+"""
+Owns what a repository holds at one commit: paths, sizes, upstream digests.
+
+Knows nothing of what is here and what is missing.
+Invariants: paths are valid and distinct; no path is both a file and a folder.
+Source: reference of the hub's tree listing, docs/reference/store-layout.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from p2pcache.core.digest import BlobDigest
+from p2pcache.core.layout import Layout
+from p2pcache.core.refs import SnapshotId, parse_path
+from p2pcache.errors import EntryNotFoundError, InputError
+
+# Hubs advise at most 100,000 files in one repository; bounds memory for one listing.
+FILES_PER_SNAPSHOT_MAX = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file. `tree_oid` is git's id of the tree entry: for LFS files that of the pointer."""
+
+    path: str
+    size_bytes: int
+    digest: BlobDigest
+    tree_oid: str
+
+    @property
+    def layout(self) -> Layout:
+        """Return the chunk boundaries."""
+        return Layout(self.size_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The files of one repository at one commit, in path order."""
+
+    id: SnapshotId
+    files: tuple[FileEntry, ...]
+
+    @classmethod
+    def of(cls, snapshot_id: SnapshotId, files: Iterable[FileEntry]) -> Snapshot:
+        """
+        Check a listing and put it in order.
+
+        Raises:
+            InputError: Duplicate paths, a path that is also a folder, too many files, or one
+                digest with two sizes.
+            InvalidNameError: A path that leaves the repository.
+        """
+        entries = sorted(files, key=lambda entry: entry.path)
+        if len(entries) > FILES_PER_SNAPSHOT_MAX:
+            raise InputError(f"{snapshot_id} lists more than {FILES_PER_SNAPSHOT_MAX} files.")
+        sizes: dict[BlobDigest, int] = {}
+        paths = {parse_path(entry.path) for entry in entries}
+        if len(paths) != len(entries):
+            raise InputError(f"{snapshot_id} lists a path twice; the hub's answer was refused.")
+        for entry in entries:
+            parts = entry.path.split("/")
+            if any("/".join(parts[:n]) in paths for n in range(1, len(parts))):
+                raise InputError(f"{snapshot_id} lists {entry.path!r} below a file; refused.")
+            if sizes.setdefault(entry.digest, entry.size_bytes) != entry.size_bytes:
+                raise InputError(f"{snapshot_id} gives {entry.digest} two sizes; refused.")
+            Layout(entry.size_bytes)
+        return cls(snapshot_id, tuple(entries))
+
+    def get_file(self, path: str) -> FileEntry:
+        """
+        Return the entry of a path.
+
+        Raises:
+            EntryNotFoundError: The commit has no such file.
+        """
+        for entry in self.files:
+            if entry.path == path:
+                return entry
+        raise EntryNotFoundError(
+            f"{self.id.repo} has no file {path!r} at {self.id.commit}; "
+            "look at the file list of the repository.",
+            commit=self.id.commit,
+        )
+
+    def select(self, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[FileEntry]:
+        """
+        Return the files that match any include pattern (all when none) and no exclude pattern.
+
+        Patterns are shell globs over the whole path, `*` crossing `/`, as the usual client's.
+        """
+        chosen = [
+            entry
+            for entry in self.files
+            if (not include or any(_matches(entry.path, p) for p in include))
+            and not any(_matches(entry.path, p) for p in exclude)
+        ]
+        return chosen
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return fnmatchcase(path, pattern + "*" if pattern.endswith("/") else pattern)
+
+
+def order_for_fetching(files: Iterable[FileEntry]) -> list[FileEntry]:
+    """Return each blob once, smallest first: configuration and tokenizer before weights."""
+    distinct = {entry.digest: entry for entry in files}
+    return sorted(distinct.values(), key=lambda entry: (entry.size_bytes, entry.path))

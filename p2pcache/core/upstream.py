@@ -1,0 +1,126 @@
+"""
+Owns how a hub's HTTP answers are read: which redirect to follow, which error a status means.
+
+Knows nothing of connections; used by the metadata client and by the bulk data plane alike.
+Invariants: a token goes to the hub's own origin only; https never becomes http; five hops at most.
+Source: docs/reference/hub-dialect.md; RFC 9110 §15.4; RFC 9110 §10.2.3 (Retry-After).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urljoin, urlsplit
+
+from p2pcache.errors import (
+    EntryNotFoundError,
+    GatedRepositoryError,
+    P2PCacheError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    UpstreamAuthError,
+    UpstreamProtocolError,
+    UpstreamRateLimitedError,
+    UpstreamUnreachableError,
+)
+
+REDIRECT_STATUSES = (301, 302, 303, 307, 308)
+REDIRECTS_MAX = 5
+# A hub that asks for a longer pause is treated as down until then anyway.
+RETRY_AFTER_S_MAX = 300.0
+_MESSAGE_CHARS_MAX = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """Where to go next, and whether the caller's token may come along."""
+
+    url: str
+    may_send_token: bool
+
+
+def origin_of(url: str) -> tuple[str, str, int]:
+    """
+    Return (scheme, host, port) of an http or https URL.
+
+    Raises:
+        UpstreamProtocolError: Another scheme, no host, or a port that is none.
+    """
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise UpstreamProtocolError(f"{url[:80]!r} has no valid port.") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UpstreamProtocolError(f"{url[:80]!r} is not an http or https address.")
+    return parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80)
+
+
+def follow_redirect(hub_url: str, current_url: str, location: str | None) -> Hop:
+    """
+    Decide the next hop of a redirect.
+
+    Args:
+        hub_url: The configured hub; the only origin that ever sees a token.
+        current_url: Where the redirect came from.
+        location: The Location header.
+
+    Raises:
+        UpstreamProtocolError: No or malformed Location, or a downgrade from https to http.
+    """
+    if not location:
+        raise UpstreamProtocolError("The hub redirects without saying where; trying again later.")
+    url = urljoin(current_url, location)
+    origin = origin_of(url)
+    if origin_of(current_url)[0] == "https" and origin[0] != "https":
+        raise UpstreamProtocolError("The hub redirects from https to http; that is not followed.")
+    return Hop(url, origin == origin_of(hub_url))
+
+
+def parse_retry_after(text: str | None) -> float | None:
+    """Return the seconds of a Retry-After header within our limit; dates are not used by hubs."""
+    if text is None or not text.strip().isascii() or not text.strip().isdigit():
+        return None
+    return min(float(text.strip()[:9]), RETRY_AFTER_S_MAX)
+
+
+def error_of_answer(
+    status: int, headers: Mapping[str, str], what: str, *, has_token: bool
+) -> P2PCacheError:
+    """
+    Return the error that a hub's answer means.
+
+    Args:
+        status: 4xx or 5xx.
+        headers: Of the answer; keys case-insensitive or in the hub's own spelling.
+        what: What was asked for, for the message.
+        has_token: Whether a token was sent.
+    """
+    code = headers.get("X-Error-Code", "")
+    said = "".join(c for c in headers.get("X-Error-Message", "") if c.isprintable())
+    said = f" The hub says: {said[:_MESSAGE_CHARS_MAX]}" if said else ""
+    if code == "GatedRepo":
+        return GatedRepositoryError(
+            f"{what} is gated; accept its terms on the hub and pass that account's token.{said}"
+        )
+    if code == "RevisionNotFound":
+        return RevisionNotFoundError(f"{what}: no such revision; look at its branches.{said}")
+    if code == "EntryNotFound":
+        return EntryNotFoundError(f"{what}: no such file.{said}")
+    if status == 429:
+        return UpstreamRateLimitedError(
+            f"The hub asks to slow down ({what}); it is asked again later.{said}",
+            retry_after_s=parse_retry_after(headers.get("Retry-After")),
+        )
+    if status in (408, 425) or status >= 500:
+        return UpstreamUnreachableError(
+            f"The hub cannot serve {what} now (status {status}); try again later.{said}"
+        )
+    if "Invalid credentials" in said:
+        return UpstreamAuthError(f"Invalid credentials in Authorization header ({what}).")
+    if code == "RepoNotFound" or status in (401, 404):
+        hint = "check its name" if has_token else "check its name, or pass a token if it is private"
+        return RepositoryNotFoundError(f"The hub knows no {what}; {hint}.{said}")
+    if status == 403:
+        return UpstreamAuthError(f"The hub refuses {what}; check the token's rights.{said}")
+    return UpstreamProtocolError(f"The hub answered {what} with status {status}.{said}")

@@ -1,0 +1,119 @@
+"""
+Owns the index's rows on blobs and chunks.
+
+Knows nothing of repositories.
+Invariants: a row exists only for a published file; is_proven means that its bytes matched its
+name when the file had the row's stamp.
+Source: schema.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sqlite_utils import Database
+
+from p2pcache.core.chunktable import ChunkTable
+from p2pcache.core.digest import BlobDigest, ChunkDigest
+from p2pcache.core.layout import Layout
+from p2pcache.store.base import FileStamp
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRow:
+    """What the index says of one published blob; `table` is None until the file was hashed."""
+
+    blob: BlobDigest
+    stamp: FileStamp
+    table: ChunkTable | None
+    is_proven: bool
+    is_public: bool
+    verified_wall_s: float
+
+
+class BlobList:
+    """Rows of published blobs."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+
+    def put(self, row: BlobRow) -> None:
+        """Insert or replace a row, with the chunks that it makes findable."""
+        digest = str(row.blob)
+        with self._db.atomic():
+            self._db.table("blobs").upsert(
+                {
+                    "digest": digest,
+                    "size_bytes": row.stamp.size_bytes,
+                    "layout": Layout(row.stamp.size_bytes).name,
+                    "chunk_digests": None if row.table is None else row.table.to_bytes(),
+                    "is_proven": int(row.is_proven),
+                    "is_public": int(row.is_public),
+                    "mtime_ns": row.stamp.mtime_ns,
+                    "inode": row.stamp.inode,
+                    "verified_wall_s": row.verified_wall_s,
+                },
+                pk="digest",
+            )
+            self._db.execute("DELETE FROM chunks WHERE blob = ?", [digest])
+            if row.table is not None:
+                self._db.conn.executemany(
+                    "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?)",
+                    (
+                        (chunk.raw, digest, index)
+                        for index, chunk in enumerate(row.table)
+                        if chunk is not None
+                    ),
+                )
+
+    def find(self, blob: BlobDigest) -> BlobRow | None:
+        """Return the row of a blob, None when the index has none."""
+        for row in self._db.query("SELECT * FROM blobs WHERE digest = ?", [str(blob)]):
+            return self._read(row)
+        return None
+
+    def iter_all(self) -> Iterator[BlobRow]:
+        """Iterate over all rows."""
+        for row in self._db.query("SELECT * FROM blobs"):
+            yield self._read(row)
+
+    def remove(self, blob: BlobDigest) -> None:
+        """Delete a blob's row and its chunks' rows, if they exist."""
+        with self._db.atomic():
+            self._db.execute("DELETE FROM blobs WHERE digest = ?", [str(blob)])
+            self._db.execute("DELETE FROM chunks WHERE blob = ?", [str(blob)])
+
+    def find_chunk(self, chunk: ChunkDigest) -> tuple[BlobDigest, int] | None:
+        """Return a published blob that holds a chunk, and the chunk's index in it."""
+        query = "SELECT blob, chunk_index FROM chunks WHERE digest = ?"
+        for row in self._db.query(query, [chunk.raw]):
+            return BlobDigest.parse(str(row["blob"])), int(row["chunk_index"])
+        return None
+
+    def measure(self) -> tuple[int, int]:
+        """Return (how many blobs, their bytes)."""
+        row = self._db.execute("SELECT count(*), coalesce(sum(size_bytes), 0) FROM blobs")
+        count, size_bytes = row.fetchone()
+        return int(count), int(size_bytes)
+
+    @staticmethod
+    def _read(row: dict[str, object]) -> BlobRow:
+        blob = BlobDigest.parse(str(row["digest"]))
+        size_bytes, mtime_ns, inode = (
+            int(str(row["size_bytes"])),
+            int(str(row["mtime_ns"])),
+            int(str(row["inode"])),
+        )
+        raw = row["chunk_digests"]
+        table = (
+            ChunkTable.from_bytes(blob, Layout(size_bytes), raw) if isinstance(raw, bytes) else None
+        )
+        return BlobRow(
+            blob,
+            FileStamp(size_bytes, mtime_ns, inode),
+            table,
+            bool(row["is_proven"]),
+            bool(row["is_public"]),
+            float(str(row["verified_wall_s"])),
+        )

@@ -1,0 +1,159 @@
+"""
+Owns the files of the store: `partial/` and `blobs/`.
+
+Knows nothing of the index or of repositories.
+Invariants: publish is fsync → chmod → rename → fsync of both folders; a path is built only from
+the hex of a parsed digest; a published file is read-only.
+Source: design.md §4; docs/reference/store-layout.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from p2pcache.core.digest import BlobDigest
+from p2pcache.core.layout import Layout
+from p2pcache.core.verify import BlobProof
+from p2pcache.errors import InvalidDigestError
+from p2pcache.store.base import BlobFile, FileStamp, PartialBlob
+from p2pcache.store.partial import FilePartial, store_error
+
+# Other users' workers map public weights; restricted ones are the daemon's alone.
+PUBLIC_MODE = 0o444
+RESTRICTED_MODE = 0o400
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def stamp_of(status: os.stat_result) -> FileStamp:
+    """Return what identifies an unchanged file."""
+    return FileStamp(status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+class FileBlobStore:
+    """Blobs as whole files below one folder. Implements BlobStore."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._blobs = root / "blobs"
+        self._partial = root / "partial"
+        for folder in (self._blobs / "sha256", self._blobs / "gitsha1", self._partial):
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+
+    def path_of(self, blob: BlobDigest) -> Path:
+        """Return where a published blob lies, whether it is there or not."""
+        return self._blobs / blob.algorithm / blob.hex[:2] / blob.hex
+
+    def _partial_path(self, blob: BlobDigest) -> Path:
+        return self._partial / f"{blob.algorithm}-{blob.hex}"
+
+    def _record_path(self, blob: BlobDigest) -> Path:
+        return self._partial / f"{blob.algorithm}-{blob.hex}.have"
+
+    def open_partial(self, blob: BlobDigest, layout: Layout) -> FilePartial:
+        """Continue or begin to fill a blob. See BlobStore.open_partial."""
+        path, record_path = self._partial_path(blob), self._record_path(blob)
+        is_new = not path.exists()
+        try:
+            return FilePartial(path, record_path, blob, layout)
+        except Exception:
+            if is_new:
+                self.discard(blob)
+            raise
+
+    def publish(self, partial: PartialBlob, proof: BlobProof, *, is_public: bool) -> FileStamp:
+        """Give a complete, proven file its name. See BlobStore.publish."""
+        assert isinstance(partial, FilePartial), "a partial of another store"
+        assert proof.blob == partial.blob, "a proof of another blob"
+        proof.check(str(partial.path))
+        target = self.path_of(partial.blob)
+        try:
+            partial.flush()
+            target.parent.mkdir(mode=0o755, exist_ok=True)
+            os.fchmod(partial.fd, PUBLIC_MODE if is_public else RESTRICTED_MODE)
+            os.fsync(partial.fd)
+            stamp = stamp_of(os.fstat(partial.fd))
+            os.rename(partial.path, target)
+            sync_directory(target.parent)
+            sync_directory(target.parent.parent)
+            sync_directory(self._partial)
+        except OSError as error:
+            raise store_error(error, target) from error
+        return stamp
+
+    def set_public(self, blob: BlobDigest) -> FileStamp | None:
+        """Let other users read a blob that was restricted; returns its stamp, None if absent."""
+        found = self.find_blob(blob)
+        if found is None:
+            return None
+        try:
+            os.fchmod(found.fd, PUBLIC_MODE)
+            return stamp_of(os.fstat(found.fd))
+        finally:
+            os.close(found.fd)
+
+    def find_blob(self, blob: BlobDigest) -> BlobFile | None:
+        """Open a published blob; None when there is none, or something else bears its name."""
+        try:
+            fd = os.open(self.path_of(blob), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(fd)
+            return None
+        return BlobFile(fd, stamp_of(status))
+
+    def discard(self, blob: BlobDigest, *, partial_only: bool = True) -> None:
+        """Remove a partial, and the published file too unless partial_only."""
+        paths = [self._partial_path(blob), self._record_path(blob)]
+        paths += [] if partial_only else [self.path_of(blob)]
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+    def iter_blobs(self) -> Iterator[tuple[BlobDigest, FileStamp]]:
+        """Iterate over the published files; foreign names are passed over."""
+        for algorithm in ("sha256", "gitsha1"):
+            for path in (self._blobs / algorithm).glob("*/*"):
+                blob = self._parse_name(algorithm, path.name)
+                if blob is not None and path == self.path_of(blob) and path.is_file():
+                    yield blob, stamp_of(path.stat())
+
+    def is_world_readable(self, blob: BlobDigest) -> bool:
+        """Return whether a published file is marked as public content."""
+        try:
+            return bool(self.path_of(blob).stat().st_mode & stat.S_IROTH)
+        except OSError:
+            return False
+
+    def iter_partials(self) -> Iterator[BlobDigest]:
+        """Iterate over the blobs that have a file or a record in `partial/`."""
+        names = {path.name.removesuffix(".have") for path in self._partial.iterdir()}
+        for name in sorted(names):
+            algorithm, _, digits = name.partition("-")
+            blob = self._parse_name(algorithm, digits)
+            if blob is not None:
+                yield blob
+
+    def is_filling(self, blob: BlobDigest) -> bool:
+        """Return whether bytes of an unpublished blob are in `partial/`."""
+        return self._partial_path(blob).exists()
+
+    @staticmethod
+    def _parse_name(algorithm: str, digits: str) -> BlobDigest | None:
+        try:
+            return BlobDigest.parse(f"{algorithm}:{digits}")
+        except InvalidDigestError:
+            return None

@@ -1,0 +1,168 @@
+"""
+Owns the store's folder as a whole: who may use it, which schema it has, what is in its root.
+
+Knows nothing of what the files hold.
+Invariants: one daemon per store, held by flock for the life of the process; the admin token is
+readable by the owner alone; nothing of a newer schema is touched.
+Source: design.md §4; flock(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from p2pcache.errors import (
+    ConfigError,
+    P2PCacheError,
+    SchemaTooNewError,
+    StoreError,
+    StoreFullError,
+    StoreLockedError,
+)
+
+STORE_SCHEMA = 1
+MARKER_NAME = "p2pcache-store.json"
+ENDPOINT_NAME = "daemon.json"
+TOKEN_NAME = "admin-token"  # noqa: S105
+_TOKEN_BYTES = 32
+
+
+def write_file_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Write a small file so that a crash leaves the old or the new content, never a torn one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        os.fchmod(fd, mode)
+        os.write(fd, content)
+        os.fsync(fd)
+        os.rename(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(fd)
+
+
+class StoreHome:
+    """A store that this process has locked. Use as a context manager."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.index_path = root / "index.sqlite"
+        self.hub_path = root / "hub"
+        self._lock_fd = -1
+        self.admin_token = ""
+
+    def open(self) -> StoreHome:
+        """
+        Create what is missing, check owner and schema, take the lock.
+
+        Raises:
+            ConfigError: The folder is not ours, or cannot be made.
+            StoreLockedError: Another daemon runs on it.
+            SchemaTooNewError: A later release wrote it.
+        """
+        try:
+            self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self._check_owner()
+            self._lock()
+            self._check_schema()
+            self.hub_path.mkdir(mode=0o755, exist_ok=True)
+            self.admin_token = self._load_token()
+        except OSError as error:
+            self.close()
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise StoreFullError(
+                    f"The disk of the store {self.root} is full; free some space and start again."
+                ) from error
+            raise ConfigError(
+                f"The store {self.root} cannot be used ({error.strerror}); "
+                "name a folder that you may write with --store DIR."
+            ) from error
+        except P2PCacheError:
+            self.close()
+            raise
+        return self
+
+    def close(self) -> None:
+        """Release the lock and say that no daemon is here. Safe to call twice."""
+        if self._lock_fd >= 0:
+            with contextlib.suppress(OSError):
+                (self.root / ENDPOINT_NAME).unlink()
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def write_endpoint(self, local: str, peer: str, name: str) -> None:
+        """Leave word of where the daemon listens, for the command line."""
+        content = {"local": local, "peer": peer, "name": name, "pid": os.getpid()}
+        write_file_atomically(self.root / ENDPOINT_NAME, json.dumps(content).encode())
+
+    def _check_owner(self) -> None:
+        status = self.root.stat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            raise ConfigError(
+                f"The store {self.root} belongs to another user; run as its owner or name "
+                "another folder with --store DIR."
+            )
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            self.root.chmod(stat.S_IMODE(status.st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
+
+    def _lock(self) -> None:
+        self._lock_fd = os.open(
+            self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise
+            raise StoreLockedError(
+                f"Another daemon runs on the store {self.root}; stop it, or name another folder "
+                "with --store DIR."
+            ) from error
+
+    def _check_schema(self) -> None:
+        marker = self.root / MARKER_NAME
+        if not marker.exists():
+            ours = {"lock", "blobs", "partial", "hub", "lost+found"}
+            names = {path.name for path in self.root.iterdir()}
+            foreign = {name for name in names - ours if not name.startswith(".")}
+            if foreign:
+                raise ConfigError(
+                    f"{self.root} is not empty and is not a store (it holds {min(foreign)!r}); "
+                    "name another folder with --store DIR."
+                )
+            content = json.dumps({"schema_version": STORE_SCHEMA}).encode()
+            write_file_atomically(marker, content)
+            return
+        try:
+            found = json.loads(marker.read_bytes())["schema_version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{marker} cannot be read; if this is a p2pcache store, remove that file."
+            ) from error
+        if not isinstance(found, int) or found > STORE_SCHEMA:
+            raise SchemaTooNewError(
+                f"The store {self.root} has schema {found}, this release knows {STORE_SCHEMA}; "
+                "run the release that wrote it."
+            )
+
+    def _load_token(self) -> str:
+        path = self.root / TOKEN_NAME
+        if path.exists():
+            path.chmod(0o600)
+            token = path.read_text().strip()
+            if len(token) >= 2 * _TOKEN_BYTES:
+                return token
+        token = secrets.token_hex(_TOKEN_BYTES)
+        write_file_atomically(path, token.encode() + b"\n", mode=0o600)
+        return token

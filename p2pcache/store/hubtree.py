@@ -1,0 +1,114 @@
+"""
+Owns `STORE/hub`: a complete Hugging Face cache tree over the store's blobs.
+
+Knows nothing of how files got here; it links what is complete and proven.
+Invariants: trees/<commit>.json lists every file of the commit, before any link of it appears;
+a blob's link is hard where the filesystem allows, so deleting it harms nothing of ours.
+Source: huggingface_hub's cache layout and tree cache format 1; docs/reference/store-layout.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from p2pcache.core.refs import RepoId, SnapshotId
+from p2pcache.core.snapshot import FileEntry, Snapshot
+from p2pcache.store.home import write_file_atomically
+
+_KIND_FOLDERS = {"models": "models", "datasets": "datasets", "spaces": "spaces"}
+
+
+class HubTree:
+    """The tree that HF_HUB_CACHE points at. One writer."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def repo_path(self, repo: RepoId) -> Path:
+        """Return the folder of one repository."""
+        return self.root / "--".join([_KIND_FOLDERS[repo.kind], *repo.name.split("/")])
+
+    def snapshot_path(self, snapshot_id: SnapshotId) -> Path:
+        """Return the folder that a loader opens."""
+        return self.repo_path(snapshot_id.repo) / "snapshots" / snapshot_id.commit
+
+    def publish_tree(self, snapshot: Snapshot) -> None:
+        """Write the listing that tells an offline client which files make the commit whole."""
+        path = self.repo_path(snapshot.id.repo) / "trees" / f"{snapshot.id.commit}.json"
+        if path.exists():
+            return
+        files = {entry.path: _tree_entry(entry) for entry in snapshot.files}
+        content = json.dumps({"format_version": 1, "files": files}, indent=1)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file_atomically(path, content.encode())
+
+    def publish_file(self, snapshot_id: SnapshotId, entry: FileEntry, blob_path: Path) -> None:
+        """Link one complete, proven file: blobs/<etag>, then snapshots/<commit>/<path>."""
+        repo = self.repo_path(snapshot_id.repo)
+        blob_link = repo / "blobs" / entry.digest.hex
+        blob_link.parent.mkdir(parents=True, exist_ok=True)
+        _replace_link(blob_link, blob_path)
+        link = self.snapshot_path(snapshot_id) / entry.path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        target = os.path.relpath(blob_link, link.parent)
+        if not (link.is_symlink() and os.readlink(link) == target):
+            temporary = link.with_name(f".{os.getpid()}.link")
+            temporary.unlink(missing_ok=True)
+            temporary.symlink_to(target)
+            temporary.rename(link)
+
+    def publish_ref(self, repo: RepoId, revision: str, commit: str) -> None:
+        """Record what a branch or tag points to, for offline clients."""
+        path = self.repo_path(repo) / "refs" / revision
+        with contextlib.suppress(OSError):
+            if path.read_text() == commit:
+                return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file_atomically(path, commit.encode())
+
+    def iter_trees(self) -> list[tuple[RepoId, str, dict[str, object]]]:
+        """Return (repository, commit, files) of every listing in the tree, for a rebuild."""
+        found = []
+        for path in self.root.glob("*--*/trees/*.json"):
+            kind, *parts = path.parent.parent.name.split("--")
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                files = json.loads(path.read_bytes())["files"]
+                found.append((RepoId.of("hf", kind, "/".join(parts)), path.stem, files))
+        return found
+
+    def iter_refs(self, repo: RepoId) -> list[tuple[str, str]]:
+        """Return (revision, commit) of every ref of a repository, for a rebuild."""
+        root = self.repo_path(repo) / "refs"
+        return [
+            (str(path.relative_to(root)), path.read_text().strip())
+            for path in root.rglob("*")
+            if path.is_file() and not path.name.startswith(".")
+        ]
+
+
+def _tree_entry(entry: FileEntry) -> dict[str, object]:
+    is_lfs = entry.digest.algorithm == "sha256"
+    return {
+        "size": entry.size_bytes,
+        "blob_id": entry.tree_oid,
+        "lfs_sha256": entry.digest.hex if is_lfs else None,
+        "lfs_size": entry.size_bytes if is_lfs else None,
+        "xet_hash": None,
+    }
+
+
+def _replace_link(link: Path, blob_path: Path) -> None:
+    """Make link the same file as blob_path: hard, or symbolic where hard links fail."""
+    with contextlib.suppress(OSError):
+        if link.samefile(blob_path):
+            return
+    temporary = link.with_name(f".{link.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.hardlink_to(blob_path)
+    except OSError:
+        temporary.symlink_to(os.path.relpath(blob_path, link.parent))
+    temporary.rename(link)

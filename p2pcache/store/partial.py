@@ -1,0 +1,286 @@
+"""
+Owns one file that is being filled, and the record of what it holds.
+
+Knows nothing of sources or of the index.
+Invariants: bytes are written before the record that speaks for them; a record counts as durable
+only once a later commit covers it; after a failed sync the partial is poisoned.
+Source: design.md §4; havelog.py for the record; Rebello et al. (ATC 2020) on failed fsync.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+from pathlib import Path
+
+from p2pcache.core.bitfield import Bitfield
+from p2pcache.core.chunktable import ChunkTable
+from p2pcache.core.digest import BlobDigest, ChunkDigest
+from p2pcache.core.layout import CHUNK_SIZE_BYTES, Layout
+from p2pcache.core.verify import VerifiedChunk, digest_of
+from p2pcache.errors import StoreError, StoreFullError
+from p2pcache.store.base import PartialState
+from p2pcache.store.havelog import (
+    HEADER_SIZE_BYTES,
+    RECORD_SIZE_BYTES,
+    UPSTREAM_TAG,
+    Kind,
+    Record,
+    header_to_bytes,
+    iter_records,
+)
+
+UPSTREAM_SOURCE = "upstream"
+_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+
+
+def store_error(error: OSError, path: Path | str) -> StoreError:
+    """Return the store's error for a failed system call."""
+    if error.errno in _FULL_ERRNOS:
+        return StoreFullError(
+            f"The disk that holds {path} is full; free some space and ask again: "
+            "what was fetched is kept."
+        )
+    return StoreError(f"The disk failed at {path} ({error.strerror}); see the system's log.")
+
+
+def _reserve(fd: int, size_bytes: int) -> None:
+    """Reserve room, so that a full disk shows before the first byte is fetched."""
+    if os.fstat(fd).st_size == size_bytes:
+        return
+    try:
+        if size_bytes:
+            os.posix_fallocate(fd, 0, size_bytes)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+    os.ftruncate(fd, size_bytes)
+
+
+def _to_tag(source_id: str) -> bytes:
+    return UPSTREAM_TAG if source_id == UPSTREAM_SOURCE else bytes.fromhex(source_id)
+
+
+def _from_tag(tag: bytes) -> str:
+    return UPSTREAM_SOURCE if tag == UPSTREAM_TAG else tag.hex()
+
+
+class FilePartial:
+    """A partial blob in a file. Implements PartialBlob; see there for concurrency."""
+
+    def __init__(self, path: Path, record_path: Path, blob: BlobDigest, layout: Layout) -> None:
+        """
+        Open or create both files and recover what they hold.
+
+        Raises:
+            StoreFullError: No room for the blob.
+            StoreError: The disk failed.
+        """
+        self.blob = blob
+        self.layout = layout
+        self.path = path
+        self.record_path = record_path
+        self._lock = threading.Lock()
+        self._have = Bitfield(layout.chunk_count)
+        self._table = ChunkTable(blob, layout)
+        self._sources: dict[int, str] = {}
+        self._prefixes: dict[int, int] = {}
+        self._is_poisoned = False
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            self.fd = os.open(path, flags, 0o600)
+            self._record_fd = os.open(record_path, flags, 0o600)
+            _reserve(self.fd, layout.size_bytes)
+            self._recover()
+        except OSError as error:
+            self.close()
+            raise store_error(error, path) from error
+
+    def _recover(self) -> None:
+        """Believe what was committed, check what came after, cut a torn tail."""
+        raw = self._read_record()
+        records = list(iter_records(raw, self.layout))
+        commits = [record.length_bytes for record in records if record.kind is Kind.COMMIT]
+        durable_count = max(commits, default=0)
+        held: dict[int, tuple[Record, bool]] = {}
+        prefixes: dict[int, Record] = {}
+        for n, record in enumerate(records):
+            if record.kind is Kind.CHUNK:
+                held[record.chunk_index] = (record, n < durable_count)
+            elif record.kind is Kind.PREFIX:
+                prefixes[record.chunk_index] = record
+            elif record.kind is Kind.FORGET:
+                held.pop(record.chunk_index, None)
+                prefixes.pop(record.chunk_index, None)
+        for index, (record, is_durable) in held.items():
+            if is_durable or self._matches(index, self.layout.length_of(index), record.digest):
+                self._note(index, ChunkDigest(record.digest), _from_tag(record.source_tag))
+        for index, record in prefixes.items():
+            if (
+                index not in self._have
+                and 0 < record.length_bytes < self.layout.length_of(index)
+                and self._matches(index, record.length_bytes, record.digest)
+            ):
+                self._prefixes[index] = record.length_bytes
+        self._rewrite_record()
+
+    def _read_record(self) -> bytes:
+        size_bytes = os.fstat(self._record_fd).st_size
+        return os.pread(self._record_fd, size_bytes, 0)
+
+    def _rewrite_record(self) -> None:
+        """Start the log anew with what was recovered, so that it stays short and clean."""
+        header = header_to_bytes(self.layout)
+        if not self._have and not self._prefixes:
+            os.ftruncate(self._record_fd, 0)
+            os.pwrite(self._record_fd, header, 0)
+            return
+        lines = [header]
+        for index in self._have:
+            digest = self._table.find(index)
+            assert digest is not None, "a held chunk has a digest"
+            lines.append(self._chunk_record(index, digest, self._sources[index]))
+        lines.append(Record(Kind.COMMIT, length_bytes=len(self._have)).to_bytes())
+        content = b"".join(lines)
+        temporary = self.record_path.with_suffix(".have.new")
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.fdatasync(self.fd)
+        os.write(fd, content)
+        for index, length in self._prefixes.items():
+            view = self._read_chunk_start(index, length)
+            os.write(fd, Record(Kind.PREFIX, index, length, digest_of(view).raw).to_bytes())
+        os.fdatasync(fd)
+        os.rename(temporary, self.record_path)
+        os.close(self._record_fd)
+        self._record_fd = fd
+
+    def _read_chunk_start(self, chunk_index: int, length: int) -> bytes:
+        return os.pread(self.fd, length, self.layout.offset_of(chunk_index))
+
+    def _matches(self, chunk_index: int, length: int, digest: bytes) -> bool:
+        content = self._read_chunk_start(chunk_index, length)
+        return len(content) == length and digest_of(content).raw == digest
+
+    def _note(self, chunk_index: int, digest: ChunkDigest, source_id: str) -> None:
+        self._have.add(chunk_index)
+        self._table.set(chunk_index, digest)
+        self._sources[chunk_index] = source_id
+        self._prefixes.pop(chunk_index, None)
+
+    def _chunk_record(self, chunk_index: int, digest: ChunkDigest, source_id: str) -> bytes:
+        length = self.layout.length_of(chunk_index)
+        tag = _to_tag(source_id)
+        return Record(Kind.CHUNK, chunk_index, length, digest.raw, tag).to_bytes()
+
+    def put(self, chunk: VerifiedChunk, source_id: str) -> None:
+        """Write one chunk, then its record. See PartialBlob.put."""
+        assert chunk.blob == self.blob, "a chunk of another blob"
+        record = self._chunk_record(chunk.chunk_index, chunk.digest, source_id)
+        self._write(chunk.view, chunk.offset)
+        with self._lock:
+            if chunk.chunk_index in self._have:
+                return
+            self._append(record)
+            self._note(chunk.chunk_index, chunk.digest, source_id)
+
+    def put_prefix(self, chunk_index: int, prefix: memoryview, written_bytes: int) -> None:
+        """
+        Keep the start of a chunk that is still arriving from upstream.
+
+        Args:
+            chunk_index: Which chunk; not held yet.
+            prefix: All bytes from the chunk's start that have arrived.
+            written_bytes: How many of them earlier calls wrote.
+
+        Raises:
+            StoreError: As put().
+        """
+        offset = self.layout.offset_of(chunk_index)
+        self._write(prefix[written_bytes:], offset + written_bytes)
+        record = Record(Kind.PREFIX, chunk_index, len(prefix), digest_of(prefix).raw)
+        with self._lock:
+            if chunk_index not in self._have:
+                self._append(record.to_bytes())
+                self._prefixes[chunk_index] = len(prefix)
+
+    def find_prefix_bytes(self, chunk_index: int) -> int:
+        """Return how many bytes of a chunk's start are there, 0 when it is held or absent."""
+        with self._lock:
+            return self._prefixes.get(chunk_index, 0)
+
+    def count_prefix_bytes(self) -> int:
+        """Return the bytes of all chunk starts that are there."""
+        with self._lock:
+            return sum(self._prefixes.values())
+
+    def _write(self, view: memoryview, offset: int) -> None:
+        try:
+            while view:
+                count = os.pwrite(self.fd, view, offset)
+                view, offset = view[count:], offset + count
+        except OSError as error:
+            raise store_error(error, self.path) from error
+
+    def _append(self, record: bytes) -> None:
+        if self._is_poisoned:
+            raise StoreError(f"{self.path} could not be synced; fetching the file again.")
+        try:
+            end = os.lseek(self._record_fd, 0, os.SEEK_END)
+            os.pwrite(self._record_fd, record, end)
+        except OSError as error:
+            raise store_error(error, self.record_path) from error
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill view from the file. See PartialBlob.read_into."""
+        try:
+            while view:
+                count = os.preadv(self.fd, [view[:CHUNK_SIZE_BYTES]], offset)
+                if count == 0:
+                    raise StoreError(f"{self.path} is shorter than it was; ask again.")
+                view, offset = view[count:], offset + count
+        except OSError as error:
+            raise store_error(error, self.path) from error
+
+    def snapshot(self) -> PartialState:
+        """Return a copy of what is held."""
+        with self._lock:
+            table = ChunkTable(self.blob, self.layout)
+            for index in self._have:
+                digest = self._table.find(index)
+                assert digest is not None, "a held chunk has a digest"
+                table.set(index, digest)
+            return PartialState(self._have.copy(), table, dict(self._sources))
+
+    def forget(self, chunk_indexes: list[int]) -> None:
+        """Take chunks out. See PartialBlob.forget."""
+        with self._lock:
+            for index in chunk_indexes:
+                self._append(Record(Kind.FORGET, index).to_bytes())
+                self._have.discard(index)
+                self._table.clear(index)
+                self._sources.pop(index, None)
+
+    def flush(self) -> None:
+        """Sync the data, then commit the records that speak for it."""
+        with self._lock:
+            end = os.lseek(self._record_fd, 0, os.SEEK_END)
+            covered = (end - HEADER_SIZE_BYTES) // RECORD_SIZE_BYTES
+        try:
+            os.fdatasync(self.fd)
+            with self._lock:
+                self._append(Record(Kind.COMMIT, length_bytes=covered).to_bytes())
+            os.fdatasync(self._record_fd)
+        except OSError as error:
+            self._is_poisoned = True
+            raise store_error(error, self.path) from error
+
+    def close(self) -> None:
+        """Close both files; the partial stays on disk. Safe to call twice."""
+        for name in ("fd", "_record_fd"):
+            fd = getattr(self, name, -1)
+            setattr(self, name, -1)
+            if fd >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(fd)

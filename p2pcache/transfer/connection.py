@@ -1,0 +1,167 @@
+"""
+Owns blocking HTTP connections for bulk bytes, kept open between runs.
+
+Knows nothing of chunks. The standard library's client is used because it alone reads a body
+into the caller's buffer without a copy and with the GIL released.
+Invariants: a connection serves one request at a time; one that failed is never used again.
+Source: docs/decisions/0002-bulk-bytes-in-threads.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from p2pcache.core.upstream import origin_of
+from p2pcache.errors import UpstreamProtocolError
+
+# Longest time without any byte; slow is not dead, so this measures silence, not duration.
+SILENCE_S_MAX = 15.0
+CONNECT_S_MAX = 5.0
+IDLE_CONNECTIONS_MAX = 8
+
+BodyError = (OSError, http.client.HTTPException)
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request under way: read the body, then finish() or fail()."""
+
+    connection: http.client.HTTPConnection
+    response: http.client.HTTPResponse
+    pool: ConnectionPool
+    key: tuple[str, str, int]
+
+    def read_into(self, view: memoryview) -> None:
+        """
+        Fill view from the body.
+
+        Raises:
+            OSError, http.client.HTTPException: The body ended early or the connection broke.
+        """
+        done = 0
+        while done < len(view):
+            count = self.response.readinto(view[done:])
+            if count == 0:
+                raise http.client.IncompleteRead(b"", len(view) - done)
+            done += count
+
+    def finish(self) -> None:
+        """Return the connection for the next run if its body was read to the end."""
+        if self.response.isclosed() and not self.response.will_close:
+            self.pool.put(self.key, self.connection)
+        else:
+            self.fail()
+
+    def fail(self) -> None:
+        """Close the connection."""
+        with contextlib.suppress(OSError):
+            self.response.close()
+        self.connection.close()
+
+
+class ConnectionPool:
+    """Idle connections by origin. Safe from several threads."""
+
+    def __init__(self, *, allows_private: bool, uses_proxy: bool) -> None:
+        """
+        Args:
+            allows_private: Whether hosts with private addresses may be asked. A public hub's
+                redirect must not make us ask the inside of our own network.
+            uses_proxy: Whether the environment's proxy settings count.
+        """
+        self._allows_private = allows_private
+        self._proxies = urllib.request.getproxies() if uses_proxy else {}
+        self._idle: dict[tuple[str, str, int], list[http.client.HTTPConnection]] = {}
+        self._lock = threading.Lock()
+        self._tls = ssl.create_default_context()
+
+    def put(self, key: tuple[str, str, int], connection: http.client.HTTPConnection) -> None:
+        """Keep an idle connection, or close it when there are enough."""
+        with self._lock:
+            idle = self._idle.setdefault(key, [])
+            if len(idle) < IDLE_CONNECTIONS_MAX:
+                idle.append(connection)
+                return
+        connection.close()
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        with self._lock:
+            idle = [c for connections in self._idle.values() for c in connections]
+            self._idle.clear()
+        for connection in idle:
+            connection.close()
+
+    def request(self, url: str, headers: Mapping[str, str]) -> Exchange:
+        """
+        Send a GET and read the answer's head.
+
+        A kept connection that the other side has closed meanwhile is replaced once.
+
+        Raises:
+            OSError, http.client.HTTPException: No connection, or it broke.
+            UpstreamProtocolError: The address is not one to ask.
+        """
+        key = origin_of(url)
+        parts = urlsplit(url)
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        while True:
+            kept = self._take(key)
+            connection = kept or self._connect(key)
+            try:
+                connection.request("GET", target, headers=dict(headers))
+                return Exchange(connection, connection.getresponse(), self, key)
+            except BodyError:
+                connection.close()
+                if kept is None:
+                    raise
+
+    def _take(self, key: tuple[str, str, int]) -> http.client.HTTPConnection | None:
+        with self._lock:
+            idle = self._idle.get(key)
+            return idle.pop() if idle else None
+
+    def _connect(self, key: tuple[str, str, int]) -> http.client.HTTPConnection:
+        scheme, host, port = key
+        proxy = None if self._is_direct(host) else self._proxies.get(scheme)
+        if proxy is None and not self._allows_private:
+            refuse_private_addresses(host, port)
+        connect_to = origin_of(proxy)[1:] if proxy else (host, port)
+        connection = (
+            http.client.HTTPSConnection(*connect_to, timeout=CONNECT_S_MAX, context=self._tls)
+            if scheme == "https"
+            else http.client.HTTPConnection(*connect_to, timeout=CONNECT_S_MAX)
+        )
+        if proxy:
+            connection.set_tunnel(host, port)
+        connection.connect()
+        assert connection.sock is not None, "connect() opens a socket"
+        connection.sock.settimeout(SILENCE_S_MAX)
+        return connection
+
+    def _is_direct(self, host: str) -> bool:
+        return not self._proxies or bool(urllib.request.proxy_bypass(host))
+
+
+def refuse_private_addresses(host: str, port: int) -> None:
+    """
+    Insist that a host has public addresses only.
+
+    Raises:
+        UpstreamProtocolError: One of its addresses is private, loopback or link-local.
+        OSError: The name does not resolve.
+    """
+    for *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global:
+            raise UpstreamProtocolError(
+                f"The hub redirects to {host!r}, which is inside a private network; not followed."
+            )

@@ -1,0 +1,180 @@
+"""
+Owns fetching runs of chunks from the hub, through its redirects.
+
+Knows nothing of model references: it is given an address, and a token for the hub alone.
+Invariants: a signed address is used while it works and never kept as a name; a 206 must be
+exactly the range that was asked for; a token leaves for the hub's own origin only.
+Source: docs/reference/hub-dialect.md; RFC 9110 §14 and §15.3.7.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+from p2pcache.core.digest import BlobDigest
+from p2pcache.core.layout import Layout
+from p2pcache.core.planner import UPSTREAM, RunRequest
+from p2pcache.core.ranges import parse_content_range
+from p2pcache.core.upstream import (
+    REDIRECT_STATUSES,
+    REDIRECTS_MAX,
+    error_of_answer,
+    follow_redirect,
+)
+from p2pcache.core.verify import verify_chunk
+from p2pcache.errors import UpstreamProtocolError, UpstreamUnreachableError
+from p2pcache.transfer.base import ChunkSink
+from p2pcache.transfer.connection import BodyError, ConnectionPool, Exchange
+from p2pcache.transfer.peer import thread_buffer
+
+# What a crash costs at most, for each connection: the start of a chunk is kept in such steps.
+PREFIX_STEP_BYTES = 512 * 1024
+
+
+@dataclass(slots=True)
+class UpstreamLocation:
+    """
+    Where the hub has a blob, and who asks. `headers` may hold the caller's token: it is never
+    shown by repr(), and sent to the hub's origin only.
+    """
+
+    hub_url: str
+    resolve_url: str
+    what: str
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
+
+
+class UpstreamSource:
+    """The hub, for one blob. Implements Source."""
+
+    source_id = UPSTREAM
+
+    def __init__(self, location: UpstreamLocation, pool: ConnectionPool) -> None:
+        self._location = location
+        self._pool = pool
+        self._signed_url: str | None = None
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Leave the shared pool alone."""
+
+    def fetch_run(self, blob: BlobDigest, layout: Layout, run: RunRequest, sink: ChunkSink) -> None:
+        """Fetch a run, going on after the start of its first chunk that is already here."""
+        offset, length = layout.span_of(run.first, run.last)
+        first_length = layout.length_of(run.first)
+        resumed = sink.resume(run.first, thread_buffer()[:first_length])
+        try:
+            exchange = self._open(offset + resumed, length - resumed, layout.size_bytes)
+        except BodyError as error:
+            raise UpstreamUnreachableError(
+                f"The hub does not answer for {self._location.what} ({error}); "
+                "check the network, then ask again."
+            ) from error
+        try:
+            for index in run.chunk_indexes:
+                self._read_chunk(exchange, blob, layout, index, resumed, sink)
+                resumed = 0
+        except BodyError as error:
+            exchange.fail()
+            raise UpstreamUnreachableError(
+                f"The hub broke off {self._location.what} ({error}); going on from there."
+            ) from error
+        except BaseException:
+            exchange.fail()
+            raise
+        exchange.finish()
+
+    def _read_chunk(
+        self,
+        exchange: Exchange,
+        blob: BlobDigest,
+        layout: Layout,
+        chunk_index: int,
+        resumed: int,
+        sink: ChunkSink,
+    ) -> None:
+        content = thread_buffer()[: layout.length_of(chunk_index)]
+        arrived = written = resumed
+        while arrived < len(content):
+            piece = content[arrived : arrived + PREFIX_STEP_BYTES]
+            exchange.read_into(piece)
+            arrived += len(piece)
+            if arrived < len(content):
+                sink.keep_prefix(chunk_index, content[:arrived], written)
+                written = arrived
+            sink.note_progress(len(piece))
+        chunk = verify_chunk(
+            blob, layout, chunk_index, content, expected=None, source_id=self.source_id
+        )
+        sink.deliver(chunk)
+
+    def _open(self, start: int, length: int, total: int) -> Exchange:
+        """Ask for bytes start..start+length-1; a signed address that expired is renewed once."""
+        with self._lock:
+            signed_url = self._signed_url
+        if signed_url is not None:
+            exchange = self._pool.request(signed_url, self._range(start, length, total))
+            if exchange.response.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+                return self._check_head(exchange, start, length, total)
+            exchange.fail()
+            with self._lock:
+                self._signed_url = None
+        return self._open_at_hub(start, length, total)
+
+    def _open_at_hub(self, start: int, length: int, total: int) -> Exchange:
+        location = self._location
+        url, may_send_token = location.resolve_url, True
+        for _ in range(REDIRECTS_MAX + 1):
+            headers = self._range(start, length, total)
+            if may_send_token:
+                headers.update(location.headers)
+            exchange = self._pool.request(url, headers)
+            status = exchange.response.status
+            if status in REDIRECT_STATUSES:
+                target = exchange.response.headers.get("Location")
+                exchange.fail()
+                hop = follow_redirect(location.hub_url, url, target)
+                url, may_send_token = hop.url, hop.may_send_token
+                continue
+            if status not in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+                answer = dict(exchange.response.headers.items())
+                exchange.fail()
+                has_token = "Authorization" in location.headers
+                raise error_of_answer(status, answer, location.what, has_token=has_token)
+            if not may_send_token:
+                with self._lock:
+                    self._signed_url = url
+            return self._check_head(exchange, start, length, total)
+        raise UpstreamProtocolError(f"The hub redirects {location.what} in a circle.")
+
+    @staticmethod
+    def _range(start: int, length: int, total: int) -> dict[str, str]:
+        headers = {"Accept-Encoding": "identity"}
+        if (start, length) != (0, total):
+            headers["Range"] = f"bytes={start}-{start + length - 1}"
+        return headers
+
+    def _check_head(self, exchange: Exchange, start: int, length: int, total: int) -> Exchange:
+        """Insist on exactly the range, or on the whole file when we start at its first byte."""
+        response = exchange.response
+        try:
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                raise UpstreamProtocolError(f"The hub compressed {self._location.what}; refused.")
+            if response.status == HTTPStatus.PARTIAL_CONTENT:
+                got = parse_content_range(response.headers.get("Content-Range"))
+                if (got.start, got.length, got.total) != (start, length, total):
+                    raise UpstreamProtocolError(
+                        f"The hub sent bytes {got.start}-{got.end}/{got.total} of "
+                        f"{self._location.what} instead of {start}-{start + length - 1}/{total}."
+                    )
+            elif start != 0 or response.length != total:
+                raise UpstreamProtocolError(
+                    f"The hub sent {response.length} bytes of {self._location.what} from its "
+                    f"start instead of {length} from {start}."
+                )
+        except UpstreamProtocolError:
+            exchange.fail()
+            raise
+        return exchange
