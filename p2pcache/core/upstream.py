@@ -9,7 +9,7 @@ Source: docs/reference/hub-dialect.md; RFC 9110 §15.4; RFC 9110 §10.2.3 (Retry
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urljoin, urlsplit
 
 from p2pcache.errors import (
@@ -37,6 +37,19 @@ class Hop:
 
     url: str
     may_send_token: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamLocation:
+    """
+    Where the hub has a blob, and who asks. `headers` may hold the caller's token: it is never
+    shown by repr(), and sent to the hub's origin only.
+    """
+
+    hub_url: str
+    resolve_url: str
+    what: str
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 def origin_of(url: str) -> tuple[str, str, int]:

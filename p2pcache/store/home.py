@@ -31,7 +31,9 @@ STORE_SCHEMA = 1
 MARKER_NAME = "p2pcache-store.json"
 ENDPOINT_NAME = "daemon.json"
 TOKEN_NAME = "admin-token"  # noqa: S105
+PEER_ID_NAME = "peer-id"
 _TOKEN_BYTES = 32
+_PEER_ID_BYTES = 16
 
 
 def write_file_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
@@ -59,6 +61,7 @@ class StoreHome:
         self.hub_path = root / "hub"
         self._lock_fd = -1
         self.admin_token = ""
+        self.peer_id = ""
 
     def open(self) -> StoreHome:
         """
@@ -75,7 +78,8 @@ class StoreHome:
             self._lock()
             self._check_schema()
             self.hub_path.mkdir(mode=0o755, exist_ok=True)
-            self.admin_token = self._load_token()
+            self.admin_token = self._load_secret(TOKEN_NAME, _TOKEN_BYTES)
+            self.peer_id = self._load_secret(PEER_ID_NAME, _PEER_ID_BYTES)
         except OSError as error:
             self.close()
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -156,13 +160,14 @@ class StoreHome:
                 "run the release that wrote it."
             )
 
-    def _load_token(self) -> str:
-        path = self.root / TOKEN_NAME
+    def _load_secret(self, name: str, size_bytes: int) -> str:
+        """Return the random hex text in a file of ours, made on first use, readable by us alone."""
+        path = self.root / name
         if path.exists():
             path.chmod(0o600)
-            token = path.read_text().strip()
-            if len(token) >= 2 * _TOKEN_BYTES:
-                return token
-        token = secrets.token_hex(_TOKEN_BYTES)
-        write_file_atomically(path, token.encode() + b"\n", mode=0o600)
-        return token
+            text = path.read_text().strip()
+            if len(text) == 2 * size_bytes and all(c in "0123456789abcdef" for c in text):
+                return text
+        text = secrets.token_hex(size_bytes)
+        write_file_atomically(path, text.encode() + b"\n", mode=0o600)
+        return text

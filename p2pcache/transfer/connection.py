@@ -27,6 +27,8 @@ from p2pcache.errors import UpstreamProtocolError
 SILENCE_S_MAX = 15.0
 CONNECT_S_MAX = 5.0
 IDLE_CONNECTIONS_MAX = 8
+# A redirect's text has some hundred bytes; a longer body is cheaper to cut than to read.
+SKIPPED_BODY_BYTES_MAX = 16 * 1024
 
 BodyError = (OSError, http.client.HTTPException)
 
@@ -60,6 +62,12 @@ class Exchange:
             self.pool.put(self.key, self.connection)
         else:
             self.fail()
+
+    def skip_body(self) -> None:
+        """Read a redirect's short text, so that the connection can serve the next request."""
+        if self.response.length is not None and self.response.length <= SKIPPED_BODY_BYTES_MAX:
+            self.response.read()
+        self.finish()
 
     def fail(self) -> None:
         """Close the connection."""

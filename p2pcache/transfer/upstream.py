@@ -10,7 +10,6 @@ Source: docs/reference/hub-dialect.md; RFC 9110 §14 and §15.3.7.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from p2pcache.core.digest import BlobDigest
@@ -20,6 +19,7 @@ from p2pcache.core.ranges import parse_content_range
 from p2pcache.core.upstream import (
     REDIRECT_STATUSES,
     REDIRECTS_MAX,
+    UpstreamLocation,
     error_of_answer,
     follow_redirect,
 )
@@ -31,19 +31,6 @@ from p2pcache.transfer.peer import thread_buffer
 
 # What a crash costs at most, for each connection: the start of a chunk is kept in such steps.
 PREFIX_STEP_BYTES = 512 * 1024
-
-
-@dataclass(slots=True)
-class UpstreamLocation:
-    """
-    Where the hub has a blob, and who asks. `headers` may hold the caller's token: it is never
-    shown by repr(), and sent to the hub's origin only.
-    """
-
-    hub_url: str
-    resolve_url: str
-    what: str
-    headers: dict[str, str] = field(default_factory=dict, repr=False)
 
 
 class UpstreamSource:
@@ -134,7 +121,7 @@ class UpstreamSource:
             status = exchange.response.status
             if status in REDIRECT_STATUSES:
                 target = exchange.response.headers.get("Location")
-                exchange.fail()
+                exchange.skip_body()
                 hop = follow_redirect(location.hub_url, url, target)
                 url, may_send_token = hop.url, hop.may_send_token
                 continue

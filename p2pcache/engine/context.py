@@ -1,0 +1,81 @@
+"""
+Owns what every part of the engine shares: store, index, clock, threads, blame, counters.
+
+Knows nothing of what the parts do with it.
+Invariants: made once at start; parts get it, never each other's internals.
+Source: docs/explanation/architecture.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from random import Random
+from typing import TypeVar
+
+from p2pcache.clock import Clock
+from p2pcache.core.peers import BlameBook, Fault
+from p2pcache.core.planner import PlannerLimits
+from p2pcache.engine.indexthread import IndexThread
+from p2pcache.engine.settings import EngineSettings
+from p2pcache.hubs.base import Hub
+from p2pcache.store.blobs import FileBlobStore
+from p2pcache.store.home import StoreHome
+from p2pcache.store.hubtree import HubTree
+from p2pcache.transfer.connection import ConnectionPool
+
+T = TypeVar("T")
+
+# Bulk threads: enough for every connection below to be busy, few enough that 4 MiB buffers
+# stay below 100 MB in all.
+BULK_THREADS_MAX = 16
+# All blobs together: a share of the hub's link that one site may take without being rude.
+UPSTREAM_REQUESTS_INFLIGHT_MAX = 8
+
+
+@dataclass(slots=True)
+class UpstreamBudget:
+    """What all fetches together may ask of the hub now."""
+
+    requests_inflight: int = 0
+    paused_until_s: float = 0.0
+
+    def pause(self, seconds: float, *, now_s: float) -> None:
+        """Ask nothing for a while: the hub said so, and it means every request of ours."""
+        self.paused_until_s = max(self.paused_until_s, now_s + seconds)
+
+
+@dataclass(slots=True)
+class Context:
+    """The shared parts. Event loop only, but for what says otherwise."""
+
+    settings: EngineSettings
+    clock: Clock
+    home: StoreHome
+    store: FileBlobStore
+    tree: HubTree
+    index: IndexThread
+    hub: Hub
+    peer_pool: ConnectionPool
+    upstream_pool: ConnectionPool
+    upstream_is_trusted: bool
+    random: Random
+    limits: PlannerLimits = field(default_factory=PlannerLimits)
+    blame: BlameBook = field(default_factory=BlameBook)
+    budget: UpstreamBudget = field(default_factory=UpstreamBudget)
+    bytes_counted: Counter[tuple[str, str]] = field(default_factory=Counter)
+    chunks_rejected: Counter[tuple[str, str]] = field(default_factory=Counter)
+    bulk: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(BULK_THREADS_MAX, thread_name_prefix="bulk")
+    )
+
+    async def in_bulk(self, work: Callable[..., T], *arguments: object) -> T:
+        """Run blocking work in a bulk thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.bulk, work, *arguments)
+
+    def make_fault(self, source_id: str, source_name: str, reason: str, detail: str) -> Fault:
+        """Return a fault that happened now."""
+        return Fault(source_id, source_name, reason, detail, self.clock.wall_s())

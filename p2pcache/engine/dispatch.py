@@ -1,0 +1,201 @@
+"""
+Owns the runs of one fetch: sends out what the planner says, takes in chunks, judges sources.
+
+Knows nothing of proofs or publishing.
+Invariants: what is in flight is counted exactly, whatever way a run ends; a wrong byte bans its
+sender on first proof; a broken promise costs a pause, then a ban.
+Source: design.md §6.5–6.6.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from p2pcache.core.planner import UPSTREAM, FetchView, RunRequest, plan_requests
+from p2pcache.engine.context import UPSTREAM_REQUESTS_INFLIGHT_MAX, Context
+from p2pcache.engine.fetchstate import FetchState
+from p2pcache.engine.peer import Peer
+from p2pcache.engine.sink import RunSink
+from p2pcache.engine.swarm import Swarm
+from p2pcache.errors import (
+    ChunkMismatchError,
+    P2PCacheError,
+    PeerProtocolError,
+    StoreError,
+    UpstreamRateLimitedError,
+)
+from p2pcache.store.partial import FilePartial
+from p2pcache.transfer.base import RunCancelled, Source
+from p2pcache.transfer.peer import PeerSource
+from p2pcache.transfer.upstream import UpstreamSource
+
+# A peer that failed to give a run is not asked for this blob again for so long.
+PEER_PAUSE_S = 3.0
+# A hub that asks to slow down without saying how long.
+RATE_LIMIT_PAUSE_S = 5.0
+
+
+class Dispatcher:
+    """The runs of one fetch. Event loop only."""
+
+    def __init__(
+        self,
+        context: Context,
+        swarm: Swarm,
+        state: FetchState,
+        partial: FilePartial,
+        on_change: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            context: The engine's shared parts.
+            swarm: For the peers, and to tell them of intent.
+            state: The fetch's; changed here.
+            partial: Where chunks go.
+            on_change: Called whenever a chunk arrived or a run ended.
+        """
+        self._context = context
+        self._swarm = swarm
+        self._state = state
+        self._partial = partial
+        self._on_change = on_change
+        self._upstream = UpstreamSource(state.order.location, context.upstream_pool)
+        self._runs: dict[asyncio.Task[None], RunSink] = {}
+
+    @property
+    def is_idle(self) -> bool:
+        """Return whether no run is under way."""
+        return not self._runs
+
+    def send_planned(self) -> None:
+        """Ask the planner and send out its requests."""
+        now_s = self._context.clock.monotonic_s()
+        state, limits, budget = self._state, self._context.limits, self._context.budget
+        free = UPSTREAM_REQUESTS_INFLIGHT_MAX - budget.requests_inflight
+        view = FetchView(
+            state.order.blob,
+            state.order.layout,
+            self._context.settings.peer_id,
+            state.have,
+            state.inflight,
+            state.view_peers(self._swarm.iter_up(), now_s=now_s),
+            upstream_requests_inflight=max(
+                state.upstream_inflight, limits.upstream_requests_inflight_max - free
+            ),
+            can_fetch_upstream=self.can_fetch_upstream(),
+            starving=state.find_starving(now_s=now_s),
+            next_for_readers=state.find_next_for_readers(),
+        )
+        for run in plan_requests(view, now_s=now_s, limits=limits, random=self._context.random):
+            self._begin(run)
+
+    def can_fetch_upstream(self) -> bool:
+        """Return whether the hub may be asked for this blob now."""
+        now_s = self._context.clock.monotonic_s()
+        return self._state.patience.may_ask(now_s) and now_s >= self._context.budget.paused_until_s
+
+    async def stop(self) -> None:
+        """End all runs; returns when their threads have."""
+        for sink in self._runs.values():
+            sink.cancel()
+        await asyncio.gather(*self._runs, return_exceptions=True)
+
+    def _begin(self, run: RunRequest) -> None:
+        state = self._state
+        peer = self._swarm.peers.get(run.source_id)
+        for index in run.chunk_indexes:
+            state.inflight.add(index)
+            if run.source_id == UPSTREAM:
+                state.intent.add(index)
+        source: Source
+        if peer is None:
+            state.upstream_inflight += 1
+            self._context.budget.requests_inflight += 1
+            source = self._upstream
+        else:
+            peer.requests_inflight += 1
+            source = PeerSource(peer.peer_id, peer.url, self._context.peer_pool)
+        sink = RunSink(self._partial, run.source_id, self._take_in)
+        task = asyncio.create_task(self._fetch_run(run, source, peer, sink))
+        self._runs[task] = sink
+        task.add_done_callback(lambda done: self._runs.pop(done, None))
+        self._swarm.note_change()
+
+    async def _fetch_run(
+        self, run: RunRequest, source: Source, peer: Peer | None, sink: RunSink
+    ) -> None:
+        """Fetch one run in a bulk thread; whatever happens, leave the counts right."""
+        state, order = self._state, self._state.order
+        started_s = self._context.clock.monotonic_s()
+        try:
+            await self._context.in_bulk(source.fetch_run, order.blob, order.layout, run, sink)
+            self._judge_good(run)
+        except RunCancelled:
+            pass
+        except StoreError as error:
+            state.failure = error
+        except P2PCacheError as error:
+            self._judge_fault(run, peer, error)
+        finally:
+            if peer is None:
+                state.upstream_inflight -= 1
+                self._context.budget.requests_inflight -= 1
+            else:
+                peer.requests_inflight -= 1
+                elapsed_s = self._context.clock.monotonic_s() - started_s
+                peer.note_run(sink.received_bytes, elapsed_s)
+            for index in run.chunk_indexes:
+                state.inflight.discard(index)
+                state.intent.discard(index)
+            self._swarm.note_change()
+            self._on_change()
+
+    def _take_in(self, chunk_index: int, source_id: str) -> None:
+        """Count a chunk that a bulk thread has stored."""
+        state = self._state
+        length = state.order.layout.length_of(chunk_index)
+        kind = "upstream" if source_id == UPSTREAM else "peer"
+        self._context.bytes_counted[kind, "in"] += length
+        if source_id == UPSTREAM:
+            state.upstream_received += length
+            state.patience.note_good()
+        state.intent.discard(chunk_index)
+        if chunk_index not in state.have:
+            state.have.add(chunk_index)
+            state.sources[chunk_index] = source_id
+            state.bytes_from[kind] += length
+        self._swarm.note_change()
+        self._on_change()
+
+    def _judge_good(self, run: RunRequest) -> None:
+        if run.source_id == UPSTREAM:
+            self._state.patience.note_good()
+        else:
+            self._context.blame.note_good(run.source_id)
+
+    def _judge_fault(self, run: RunRequest, peer: Peer | None, error: P2PCacheError) -> None:
+        now_s = self._context.clock.monotonic_s()
+        if peer is None:
+            if isinstance(error, UpstreamRateLimitedError):
+                self._context.budget.pause(error.retry_after_s or RATE_LIMIT_PAUSE_S, now_s=now_s)
+            self._state.patience.note_failure(error, now_s=now_s)
+            return
+        if isinstance(error, ChunkMismatchError):
+            self.blame(peer.peer_id, "wrong bytes", str(error))
+            self._state.refuse(peer.peer_id, error.chunk_index)
+            return
+        self._state.paused_until_s[peer.peer_id] = now_s + PEER_PAUSE_S
+        if isinstance(error, PeerProtocolError):
+            fault = self._context.make_fault(
+                peer.peer_id, peer.name, "protocol", f"{error} Another source is asked."
+            )
+            self._context.blame.note_fault(fault, now_s=now_s)
+
+    def blame(self, source_id: str, reason: str, detail: str) -> None:
+        """Ban the sender of wrong bytes, and say so."""
+        peer = self._swarm.peers.get(source_id)
+        name = peer.name if peer is not None else source_id
+        self._context.chunks_rejected["peer", reason] += 1
+        fault = self._context.make_fault(source_id, name, reason, detail)
+        self._context.blame.note_wrong_bytes(fault, now_s=self._context.clock.monotonic_s())

@@ -1,0 +1,259 @@
+"""
+Owns the story of one blob's fetch: fill, prove, publish; and what happens when the proof fails.
+
+Knows nothing of repositories or HTTP clients.
+Invariants: nothing unproven is published; what a failed proof leaves in doubt is fetched from
+somebody else, and whoever sent it is named once the truth is known.
+Source: design.md §5 (④–⑧) and §6; libtorrent's smart ban for telling the liar afterwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+from p2pcache.core.chunktable import ChunkTable
+from p2pcache.core.digest import BlobDigest
+from p2pcache.core.layout import Layout
+from p2pcache.core.messages import SwarmEntry
+from p2pcache.core.planner import UPSTREAM
+from p2pcache.engine.context import Context
+from p2pcache.engine.dispatch import Dispatcher
+from p2pcache.engine.fetchstate import FetchOrder, FetchState, Suspect
+from p2pcache.engine.prover import prove
+from p2pcache.engine.swarm import Swarm
+from p2pcache.errors import IntegrityError, NoSourceError, StoreError
+from p2pcache.store.base import FileStamp
+from p2pcache.store.partial import FilePartial
+
+log = logging.getLogger(__name__)
+
+# The plan is looked at again this often even when nothing happens: leases and waits expire.
+REPLAN_INTERVAL_S = 0.25
+# What a power cut may cost: records are made durable this often.
+FLUSH_INTERVAL_S = 1.0
+# A blob whose proof failed is fetched again, from others, this many times.
+PROOF_ATTEMPTS_MAX = 3
+
+
+class BlobFetch:
+    """One blob on its way here: open(), then run() once. Event loop only."""
+
+    def __init__(self, context: Context, swarm: Swarm, order: FetchOrder) -> None:
+        self.state = FetchState.of(order)
+        self._context = context
+        self._swarm = swarm
+        self._partial: FilePartial | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._wake = asyncio.Event()
+        self._arrival = asyncio.Event()
+
+    @property
+    def blob(self) -> BlobDigest:
+        """Return what is being fetched."""
+        return self.state.order.blob
+
+    @property
+    def layout(self) -> Layout:
+        """Return its chunk boundaries."""
+        return self.state.order.layout
+
+    @property
+    def partial(self) -> FilePartial:
+        """Return the file that is being filled; open() comes first."""
+        assert self._partial is not None, "open() comes first"
+        return self._partial
+
+    def report(self) -> SwarmEntry | None:
+        """Return what peers may hear of this blob now."""
+        can_fetch = self._dispatcher is not None and self._dispatcher.can_fetch_upstream()
+        return self.state.report(can_fetch_upstream=can_fetch)
+
+    def may_stream(self) -> bool:
+        """
+        Return whether a body may begin now: every byte so far, and every byte that is still to
+        come as long as streaming_count is held, is from a trusted source.
+        """
+        state = self.state
+        if state.order.trusts_peers:
+            return True
+        if not state.order.trusts_upstream or len(state.find_shareable()) < len(state.have):
+            return False
+        now_s = self._context.clock.monotonic_s()
+        return state.streaming_count > 0 or not state.view_peers(self._swarm.iter_up(), now_s=now_s)
+
+    async def wait_for_change(self) -> None:
+        """Return when a chunk arrived, a run ended, or the fetch is over."""
+        await self._arrival.wait()
+
+    def note_change(self) -> None:
+        """Wake the planner, the proof and every reader."""
+        self._wake.set()
+        self._arrival.set()
+        self._arrival = asyncio.Event()
+
+    async def open(self) -> None:
+        """
+        Find what an earlier run left, and reserve room for the rest.
+
+        Raises:
+            StoreError: No room, or the disk failed.
+        """
+        store, order = self._context.store, self.state.order
+        partial = await self._context.in_bulk(store.open_partial, order.blob, order.layout)
+        found = partial.snapshot()
+        self._partial = partial
+        self.state.have, self.state.sources = found.have, found.sources
+        self.state.bytes_from["disk"] = self.state.held_bytes
+        self._dispatcher = Dispatcher(
+            self._context, self._swarm, self.state, partial, self.note_change
+        )
+
+    async def run(self) -> tuple[FileStamp, ChunkTable]:
+        """
+        Fetch what is missing, prove the whole, publish it.
+
+        Returns:
+            The published file's stamp, and its chunk table.
+
+        Raises:
+            NoSourceError, SourceError, NotFoundError: Nobody could give what is missing.
+            IntegrityError: What they gave is not the blob.
+            StoreError: The disk failed or is full.
+        """
+        assert self._dispatcher is not None, "open() comes first"
+        flusher = asyncio.create_task(self._flush_regularly())
+        if self.state.order.is_public:
+            self._swarm.register(self.blob, self.report, self._wake.set)
+        try:
+            if self.state.order.is_public and self.state.missing:
+                await self._swarm.begin_round()
+            return await self._fill_and_publish(self._dispatcher)
+        finally:
+            flusher.cancel()
+            await self._dispatcher.stop()
+            await asyncio.gather(flusher, return_exceptions=True)
+            self._swarm.unregister(self.blob)
+            self._swarm.note_change()
+            self.note_change()
+            await self._context.in_bulk(self._flush_quietly)
+
+    async def _fill_and_publish(self, dispatcher: Dispatcher) -> tuple[FileStamp, ChunkTable]:
+        store = self._context.store
+        for attempt in range(1, PROOF_ATTEMPTS_MAX + 1):
+            proving = asyncio.create_task(
+                prove(self._context, self.partial, self.state.have, self.wait_for_change)
+            )
+            try:
+                await self._fill(dispatcher)
+                proof = await proving
+            finally:
+                proving.cancel()
+                await asyncio.gather(proving, return_exceptions=True)
+            table = self.partial.snapshot().table
+            if proof.is_right():
+                self._name_liars(dispatcher, table)
+                is_public = self.state.order.is_public
+                stamp = await self._context.in_bulk(
+                    lambda: store.publish(self.partial, proof, is_public=is_public)
+                )
+                self.state.is_published = True
+                return stamp, table
+            await self._drop_doubtful(dispatcher, table, attempt)
+        raise AssertionError("the last attempt proves or raises")
+
+    async def _fill(self, dispatcher: Dispatcher) -> None:
+        """Plan and send until every chunk is here."""
+        while not self.state.have.is_full():
+            self._wake.clear()
+            dispatcher.send_planned()
+            self._check_hope(dispatcher)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REPLAN_INTERVAL_S):
+                    await self._wake.wait()
+
+    def _check_hope(self, dispatcher: Dispatcher) -> None:
+        """Give up when the disk failed, or when nobody who could help is left."""
+        state = self.state
+        if state.failure is not None:
+            raise state.failure
+        if not dispatcher.is_idle or not state.patience.is_given_up():
+            return
+        now_s = self._context.clock.monotonic_s()
+        patience_s = 2 * self._context.limits.lease_s
+        for view in state.view_peers(self._swarm.iter_up(), now_s=now_s):
+            is_moving = now_s - view.last_progress_s <= patience_s
+            if view.have & state.missing:
+                return
+            if view.is_fetching and view.can_fetch_upstream and is_moving:
+                return
+        if any(until_s > now_s for until_s in state.paused_until_s.values()):
+            return
+        error = state.patience.last_error
+        assert error is not None, "giving up follows an error"
+        if state.suspects:
+            names = ", ".join(sorted({s.source_id for s in state.suspects.values()}))
+            raise IntegrityError(
+                f"{state.order.location.what}: what peer {names} gave is not the file, and nobody "
+                "else has it; ask again when the hub or another peer is there."
+            ) from error
+        if not state.refused and not state.paused_until_s:
+            raise error
+        raise NoSourceError(
+            f"Nobody could give all of {state.order.location.what}: {error}",
+            tried=(UPSTREAM, *state.refused, *state.paused_until_s),
+        ) from error
+
+    async def _drop_doubtful(self, dispatcher: Dispatcher, table: ChunkTable, attempt: int) -> None:
+        """The whole did not match: keep what the hub sent, fetch the rest from somebody else."""
+        state = self.state
+        doubtful = [i for i in state.have if state.sources.get(i) != UPSTREAM]
+        senders = {state.sources[i] for i in doubtful}
+        log.warning("%s does not match its digest; from peers: %s", self.blob, senders or "none")
+        if not doubtful and attempt > 1:
+            raise IntegrityError(
+                f"What the hub sends for {state.order.location.what} is not what it says it is; "
+                "try again later, or tell the owner of the repository."
+            )
+        if not doubtful:
+            doubtful = list(state.have)
+        if len(senders) == 1 and len(doubtful) == state.have.length:
+            what = state.order.location.what
+            dispatcher.blame(
+                min(senders), "wrong bytes", f"It alone gave {what}, and the whole is wrong."
+            )
+        for index in doubtful:
+            digest = table.find(index)
+            if digest is not None and state.sources.get(index) != UPSTREAM:
+                state.suspects[index] = Suspect(digest, state.sources[index])
+            state.have.discard(index)
+            state.sources.pop(index, None)
+        state.excluded |= senders
+        await self._context.in_bulk(self.partial.forget, doubtful)
+
+    def _name_liars(self, dispatcher: Dispatcher, table: ChunkTable) -> None:
+        """Now that the truth is known, ban whoever sent a chunk that differs from it."""
+        for index, suspect in self.state.suspects.items():
+            if table.find(index) != suspect.digest:
+                what = f"chunk {index} of {self.state.order.location.what}"
+                dispatcher.blame(
+                    suspect.source_id, "wrong bytes", f"It sent a wrong {what} with a right claim."
+                )
+
+    async def _flush_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_INTERVAL_S)
+            await self._context.in_bulk(self._flush_quietly)
+
+    def _flush_quietly(self) -> None:
+        """Flush; a disk that fails shows at the next write, where somebody can be told."""
+        try:
+            self.partial.flush()
+        except StoreError as error:
+            log.warning("flush of %s failed: %s", self.blob, error)
+
+    def close(self) -> None:
+        """Close the partial file."""
+        if self._partial is not None:
+            self._partial.close()

@@ -1,0 +1,157 @@
+"""
+Owns what is known of one blob while it is being fetched.
+
+Knows nothing of tasks or threads: it is asked and told.
+Invariants: only the event loop changes it; a chunk that is here has a source.
+Source: design.md §6; core.planner for the views made here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from p2pcache.core.bitfield import Bitfield
+from p2pcache.core.digest import BlobDigest, ChunkDigest
+from p2pcache.core.layout import Layout
+from p2pcache.core.messages import SwarmEntry
+from p2pcache.core.patience import Patience
+from p2pcache.core.planner import UPSTREAM, PeerView
+from p2pcache.core.upstream import UpstreamLocation
+from p2pcache.engine.peer import Peer
+from p2pcache.errors import P2PCacheError
+
+# A reader without a byte for this long gets its next chunk from wherever it can be had.
+READER_PATIENCE_S = 2.0
+# Chunks ahead of a reader that are fetched before others.
+READER_WINDOW_CHUNKS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class FetchOrder:
+    """What is to be fetched, where the hub has it, and whether peers may hear of it."""
+
+    blob: BlobDigest
+    layout: Layout
+    location: UpstreamLocation
+    is_public: bool
+    trusts_peers: bool
+    trusts_upstream: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A chunk that was dropped because the whole did not match: who sent what."""
+
+    digest: ChunkDigest
+    source_id: str
+
+
+@dataclass(slots=True)
+class FetchState:
+    """The mutable middle of a fetch."""
+
+    order: FetchOrder
+    have: Bitfield
+    inflight: Bitfield
+    intent: Bitfield
+    sources: dict[int, str] = field(default_factory=dict)
+    bytes_from: Counter[str] = field(default_factory=Counter)
+    # reader → (the chunk it waits for, since when)
+    readers: dict[int, tuple[int, float]] = field(default_factory=dict)
+    # Readers that have begun a body: until they end, only trusted sources are asked.
+    streaming_count: int = 0
+    upstream_inflight: int = 0
+    upstream_received: int = 0
+    patience: Patience = field(default_factory=Patience)
+    refused: dict[str, Bitfield] = field(default_factory=dict)
+    paused_until_s: dict[str, float] = field(default_factory=dict)
+    suspects: dict[int, Suspect] = field(default_factory=dict)
+    excluded: set[str] = field(default_factory=set)
+    failure: P2PCacheError | None = None
+    is_published: bool = False
+
+    @classmethod
+    def of(cls, order: FetchOrder) -> FetchState:
+        """Return the state of a fetch that has nothing yet."""
+        count = order.layout.chunk_count
+        return cls(order, Bitfield(count), Bitfield(count), Bitfield(count))
+
+    @property
+    def missing(self) -> Bitfield:
+        """Return the chunks that are not here."""
+        return Bitfield.full(self.have.length) - self.have
+
+    @property
+    def held_bytes(self) -> int:
+        """Return the bytes of the chunks that are here."""
+        layout, last = self.order.layout, self.have.length - 1
+        if not self.have:
+            return 0
+        full = layout.length_of(0)
+        return len(self.have) * full - (full - layout.length_of(last) if last in self.have else 0)
+
+    def is_trusted(self, chunk_index: int) -> bool:
+        """Return whether a chunk that is here may be read before the whole blob is proven."""
+        if self.order.trusts_peers:
+            return True
+        return self.order.trusts_upstream and self.sources.get(chunk_index) == UPSTREAM
+
+    def find_shareable(self) -> Bitfield:
+        """
+        Return the chunks that peers may be told of before the proof: those from a trusted source.
+
+        A chunk of unknown worth is not passed on: the blame would fall on us.
+        """
+        if self.order.trusts_peers:
+            return self.have.copy()
+        return Bitfield.of(self.have.length, filter(self.is_trusted, self.have))
+
+    def report(self, *, can_fetch_upstream: bool) -> SwarmEntry | None:
+        """Return what peers may hear of this blob; None when it is not public."""
+        if not self.order.is_public:
+            return None
+        return SwarmEntry(
+            self.order.blob,
+            self.order.layout,
+            self.find_shareable(),
+            self.intent.copy(),
+            is_fetching=not self.is_published,
+            can_fetch_upstream=can_fetch_upstream,
+            received_bytes=self.upstream_received,
+        )
+
+    def view_peers(self, peers: Iterable[Peer], *, now_s: float) -> list[PeerView]:
+        """Return the planner's views of the peers that may be asked for this blob."""
+        must_be_trusted = self.streaming_count > 0 and not self.order.trusts_peers
+        if not self.order.is_public or must_be_trusted:
+            return []
+        views = []
+        for peer in peers:
+            entry = peer.find_entry(self.order.blob)
+            is_paused = self.paused_until_s.get(peer.peer_id, 0.0) > now_s
+            if entry is None or entry.layout != self.order.layout or is_paused:
+                continue
+            view = peer.view(self.order.blob, self.refused.get(peer.peer_id))
+            if view is not None and peer.peer_id not in self.excluded:
+                views.append(view)
+        return views
+
+    def refuse(self, peer_id: str, chunk_index: int) -> None:
+        """Do not ask this peer for this chunk again."""
+        self.refused.setdefault(peer_id, Bitfield(self.have.length)).add(chunk_index)
+
+    def find_starving(self, *, now_s: float) -> list[int]:
+        """Return the chunks that a reader has waited for too long."""
+        return [
+            index
+            for index, since_s in self.readers.values()
+            if now_s - since_s > READER_PATIENCE_S and index not in self.have
+        ]
+
+    def find_next_for_readers(self) -> list[int]:
+        """Return the chunks that readers need next, nearest first."""
+        starts = {index for index, _ in self.readers.values()}
+        ahead = [start + n for n in range(READER_WINDOW_CHUNKS) for start in starts]
+        return list(dict.fromkeys(index for index in ahead if index < self.have.length))

@@ -1,0 +1,99 @@
+"""
+Owns what is known of one peer: where it is, whether it answers, what it says it has.
+
+Knows nothing of how that was learned.
+Invariants: entries are hints; `last_progress_s` moves only when the peer reports new bytes.
+Source: design.md §6.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from p2pcache.core.bitfield import Bitfield
+from p2pcache.core.digest import BlobDigest
+from p2pcache.core.messages import SwarmEntry
+from p2pcache.core.planner import PeerView
+
+# What one peer may make us remember; the oldest entries go first.
+ENTRIES_PER_PEER_MAX = 20_000
+# Weight of the newest run in the measured rate.
+RATE_SMOOTHING = 0.3
+
+
+@dataclass(slots=True)
+class _Heard:
+    entry: SwarmEntry
+    progress_s: float
+
+
+@dataclass(slots=True)
+class Peer:
+    """One peer that has answered at least once."""
+
+    peer_id: str
+    name: str
+    host: str
+    port: int
+    version: str = ""
+    via: str = ""
+    is_up: bool = True
+    last_seen_s: float = 0.0
+    requests_inflight: int = 0
+    rate_bps: float = 0.0
+    received_bytes: int = 0
+    _heard: OrderedDict[BlobDigest, _Heard] = field(default_factory=OrderedDict)
+
+    @property
+    def url(self) -> str:
+        """Return the base address of its peer endpoint."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    def hear(self, entry: SwarmEntry, *, now_s: float) -> None:
+        """Take in what the peer says of one blob."""
+        before = self._heard.pop(entry.blob, None)
+        is_same = (
+            before is not None
+            and before.entry.have == entry.have
+            and before.entry.received_bytes == entry.received_bytes
+        )
+        progress_s = before.progress_s if before is not None and is_same else now_s
+        self._heard[entry.blob] = _Heard(entry, progress_s)
+        while len(self._heard) > ENTRIES_PER_PEER_MAX:
+            self._heard.popitem(last=False)
+
+    def forget_all(self) -> None:
+        """Drop what it said: it restarted, or went away."""
+        self._heard.clear()
+
+    def find_entry(self, blob: BlobDigest) -> SwarmEntry | None:
+        """Return what the peer last said of a blob."""
+        heard = self._heard.get(blob)
+        return None if heard is None else heard.entry
+
+    def view(self, blob: BlobDigest, refused: Bitfield | None) -> PeerView | None:
+        """Return the planner's view of this peer for a blob, without chunks it failed to give."""
+        heard = self._heard.get(blob)
+        if heard is None or not self.is_up:
+            return None
+        entry = heard.entry
+        return PeerView(
+            peer_id=self.peer_id,
+            have=entry.have if refused is None else entry.have - refused,
+            intent=entry.inflight,
+            is_fetching=entry.is_fetching,
+            can_fetch_upstream=entry.can_fetch_upstream,
+            last_progress_s=heard.progress_s,
+            requests_inflight=self.requests_inflight,
+            rate_bps=self.rate_bps,
+        )
+
+    def note_run(self, received_bytes: int, elapsed_s: float) -> None:
+        """Learn from a finished run how fast the peer is."""
+        self.received_bytes += received_bytes
+        if elapsed_s > 0 and received_bytes:
+            rate = received_bytes / elapsed_s
+            old = self.rate_bps or rate
+            self.rate_bps = old + RATE_SMOOTHING * (rate - old)

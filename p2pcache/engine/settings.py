@@ -1,0 +1,29 @@
+"""
+Owns the settings that the engine works by, after configuration has been read.
+
+Knows nothing of files, flags or environment variables: config.py makes one of these.
+Invariants: immutable for the life of the daemon.
+Source: design.md §8 (command line).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What the engine needs to know."""
+
+    store: Path
+    name: str
+    peer_id: str
+    hf_upstream: str
+    trust_peers: bool = False
+    # Where a branch points is asked again after this long; clients allow a minute.
+    ref_ttl_s: float = 60.0
+    # A hub that said "public" is asked again after a day; a refusal seen by anyone counts at once.
+    public_ttl_s: float = 86_400.0
+    # A token that the hub accepted for a repository is asked for again after this long.
+    grant_ttl_s: float = 60.0

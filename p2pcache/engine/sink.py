@@ -1,0 +1,63 @@
+"""
+Owns the passage of a run's chunks from a bulk thread into the partial file and the event loop.
+
+Knows nothing of sources or plans.
+Invariants: bytes are written before the event loop hears of them; after cancel() the thread ends
+at its next piece.
+Source: transfer.base.ChunkSink.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from p2pcache.core.verify import VerifiedChunk
+from p2pcache.store.partial import FilePartial
+from p2pcache.transfer.base import RunCancelled
+
+ChunkListener = Callable[[int, str], None]
+
+
+class RunSink:
+    """The sink of one run. Implements ChunkSink; cancel() may be called from the event loop."""
+
+    def __init__(self, partial: FilePartial, source_id: str, on_chunk: ChunkListener) -> None:
+        """
+        Args:
+            partial: Where the chunks go.
+            source_id: Who sends them, for the record.
+            on_chunk: Called on the event loop with (chunk index, source id).
+        """
+        self.received_bytes = 0
+        self._partial = partial
+        self._source_id = source_id
+        self._on_chunk = on_chunk
+        self._loop = asyncio.get_running_loop()
+        self._is_cancelled = False
+
+    def cancel(self) -> None:
+        """End the run at its next piece."""
+        self._is_cancelled = True
+
+    def deliver(self, chunk: VerifiedChunk) -> None:
+        """Write a chunk, then tell the event loop."""
+        self._partial.put(chunk, self._source_id)
+        self._loop.call_soon_threadsafe(self._on_chunk, chunk.chunk_index, self._source_id)
+
+    def resume(self, chunk_index: int, into: memoryview) -> int:
+        """Read back the start of a chunk that was kept."""
+        length = self._partial.find_prefix_bytes(chunk_index)
+        if length:
+            self._partial.read_into(self._partial.layout.offset_of(chunk_index), into[:length])
+        return length
+
+    def keep_prefix(self, chunk_index: int, prefix: memoryview, written_bytes: int) -> None:
+        """Write the start of a chunk that is still arriving."""
+        self._partial.put_prefix(chunk_index, prefix, written_bytes)
+
+    def note_progress(self, received_bytes: int) -> None:
+        """Count, and stop if nobody wants more."""
+        self.received_bytes += received_bytes
+        if self._is_cancelled:
+            raise RunCancelled
