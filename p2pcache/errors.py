@@ -44,6 +44,10 @@ class InvalidRangeError(InputError):
 
     http_status = 416
 
+    def __init__(self, message: str, *, size_bytes: int | None = None) -> None:
+        super().__init__(message)
+        self.size_bytes = size_bytes
+
 
 class ForbiddenError(InputError):
     """The caller may not do this: wrong Host or Origin, or no admin token."""
@@ -82,6 +86,23 @@ class EntryNotFoundError(NotFoundError):
 
 class BlobNotFoundError(NotFoundError):
     """A blob or chunk that this store does not hold."""
+
+
+class ChunkNotYetError(NotFoundError):
+    """Chunks that are on their way here."""
+
+    http_status = 425
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class OtherLayoutError(InputError):
+    """A run in chunk boundaries that this release does not use."""
+
+    http_status = 409
 
 
 class PeerNotFoundError(NotFoundError):
@@ -147,6 +168,10 @@ class PeerProtocolError(SourceError):
 
 class PeerRefusedError(SourceError):
     """A peer that does not have, or will not give, what was asked."""
+
+
+class PeerDamagedError(SourceError):
+    """A peer that found its own copy damaged when it was asked for it."""
 
 
 class UpstreamUnreachableError(SourceError):

@@ -113,7 +113,7 @@ class Hello:
         return cls(
             _parse_peer_id(get_text(message, "id")),
             _parse_peer_name(get_text(message, "name")),
-            get_text(message, "version", chars_max=NAME_CHARS_MAX),
+            _parse_version(get_text(message, "version", chars_max=NAME_CHARS_MAX)),
             tuple(c for c in capabilities if isinstance(c, str) and len(c) <= NAME_CHARS_MAX),
         )
 
@@ -121,6 +121,13 @@ class Hello:
 def _parse_peer_id(text: str) -> str:
     if _PEER_ID.fullmatch(text) is None:
         raise InputError("A peer id has 32 lower-case hex digits.")
+    return text
+
+
+def _parse_version(text: str) -> str:
+    # Shown in tables and logs: no escape sequences for somebody's terminal.
+    if not (text.isascii() and text.isprintable()):
+        raise InputError("A peer's version is printable text.")
     return text
 
 

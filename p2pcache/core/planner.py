@@ -9,13 +9,15 @@ Source: design.md §6; BEP 3 (rarest first); rendezvous.py for ownership.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from random import Random
 
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest
-from p2pcache.core.layout import Layout
+from p2pcache.core.layout import CHUNK_SIZE_BYTES, Layout
 from p2pcache.core.rendezvous import find_owner
 
 UPSTREAM = "upstream"
@@ -148,24 +150,34 @@ def plan_requests(
 
 def _plan_peer_runs(draft: _Draft, random: Random) -> None:
     view = draft.view
-    holders: dict[int, list[PeerView]] = {
-        index: [p for p in view.peers if index in p.have] for index in draft.missing
-    }
+    reachable = Bitfield(view.layout.chunk_count)
+    for peer in view.peers:
+        if draft.slots[peer.peer_id] > 0:
+            reachable = reachable | peer.have
+    reachable = reachable & draft.missing
+    if not reachable:
+        return
+    # Complete peers count alike for every chunk, so only partial ones tell what is rare.
+    copies = Counter(
+        index for p in view.peers if not p.have.is_full() for index in p.have & reachable
+    )
     reader_rank = {
         index: rank for rank, index in enumerate([*view.starving, *view.next_for_readers])
     }
     never = len(reader_rank)
     order = sorted(
-        (index for index, who in holders.items() if who),
-        key=lambda index: (reader_rank.get(index, never), len(holders[index]), random.random()),
+        reachable,
+        key=lambda index: (reader_rank.get(index, never), copies[index], random.random()),
     )
     free_slots = sum(draft.slots[p.peer_id] for p in view.peers)
     chunks_max = max(1, -(-len(order) // max(1, free_slots)))
     for index in order:
         if index not in draft.missing:
             continue
-        ready = [p for p in holders[index] if draft.slots[p.peer_id] > 0]
+        ready = [p for p in view.peers if draft.slots[p.peer_id] > 0 and index in p.have]
         if not ready:
+            if not any(draft.slots[p.peer_id] for p in view.peers):
+                break
             continue
         peer = _choose_peer(ready, draft.limits, random)
         draft.take(peer.peer_id, _run_start(draft, peer, index, chunks_max), peer.have, chunks_max)
@@ -205,19 +217,35 @@ def _plan_upstream_runs(draft: _Draft, now_s: float) -> None:
         if now_s - peer.last_progress_s <= draft.limits.lease_s:
             elsewhere = elsewhere | peer.intent
     nobody_has = draft.missing - elsewhere
-    owned = _owned_chunks(view, nobody_has, now_s=now_s, limits=draft.limits)
-    preferred = [i for i in view.next_for_readers if i in owned]
     slots_left = max(1, draft.slots[UPSTREAM])
+    owned = _find_owned_chunks(
+        view,
+        nobody_has,
+        now_s=now_s,
+        limits=draft.limits,
+        count_max=slots_left * max(1, draft.limits.run_bytes_max // CHUNK_SIZE_BYTES),
+    )
+    preferred = [i for i in view.next_for_readers if i in owned]
     chunks_max = max(1, -(-len(owned) // slots_left))
     for index in [*preferred, *owned]:
         if index in draft.missing and draft.slots[UPSTREAM] > 0:
             draft.take(UPSTREAM, index, owned, chunks_max)
 
 
-def _owned_chunks(
-    view: FetchView, candidates: Bitfield, *, now_s: float, limits: PlannerLimits
+def _find_owned_chunks(
+    view: FetchView,
+    candidates: Bitfield,
+    *,
+    now_s: float,
+    limits: PlannerLimits,
+    count_max: int,
 ) -> Bitfield:
-    """Return the candidates that rendezvous hashing gives to us among the members that move."""
+    """
+    Return the candidates that rendezvous hashing gives to us among the members that move.
+
+    Stops at count_max, readers' chunks first: hashing every chunk of a large blob for every
+    member, each time a request ends, would hold up the caller for longer than a chunk takes.
+    """
     members = [
         p.peer_id
         for p in view.peers
@@ -226,7 +254,10 @@ def _owned_chunks(
     if not members:
         return candidates.copy()
     everyone = [view.self_id, *members]
-    return Bitfield.of(
-        candidates.length,
-        (i for i in candidates if find_owner(view.blob, i, everyone) == view.self_id),
-    )
+    owned = Bitfield(candidates.length)
+    for index in chain((i for i in view.next_for_readers if i in candidates), candidates):
+        if find_owner(view.blob, index, everyone) == view.self_id:
+            owned.add(index)
+            if len(owned) >= count_max:
+                break
+    return owned

@@ -66,7 +66,8 @@ def parse_range(header: str | None, size_bytes: int) -> ByteRange | None:
             start = size_bytes
     if start >= size_bytes:
         raise InvalidRangeError(
-            f"The range {header[:80]!r} starts beyond the end; the file has {size_bytes} bytes."
+            f"The range {header[:80]!r} starts beyond the end; the file has {size_bytes} bytes.",
+            size_bytes=size_bytes,
         )
     return ByteRange(start, min(end, size_bytes - 1), size_bytes)
 

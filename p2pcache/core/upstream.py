@@ -8,6 +8,7 @@ Source: docs/reference/hub-dialect.md; RFC 9110 §15.4; RFC 9110 §10.2.3 (Retry
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urljoin, urlsplit
@@ -29,6 +30,8 @@ REDIRECTS_MAX = 5
 # A hub that asks for a longer pause is treated as down until then anyway.
 RETRY_AFTER_S_MAX = 300.0
 _MESSAGE_CHARS_MAX = 300
+# What a request line can carry: printable ASCII without spaces.
+_URL = re.compile(r"[\x21-\x7e]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +62,11 @@ def origin_of(url: str) -> tuple[str, str, int]:
     Raises:
         UpstreamProtocolError: Another scheme, no host, or a port that is none.
     """
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
-        raise UpstreamProtocolError(f"{url[:80]!r} has no valid port.") from error
+        raise UpstreamProtocolError(f"{url[:80]!r} is not a valid address.") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UpstreamProtocolError(f"{url[:80]!r} is not an http or https address.")
     return parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80)
@@ -83,7 +86,12 @@ def follow_redirect(hub_url: str, current_url: str, location: str | None) -> Hop
     """
     if not location:
         raise UpstreamProtocolError("The hub redirects without saying where; trying again later.")
-    url = urljoin(current_url, location)
+    if _URL.fullmatch(location) is None:
+        raise UpstreamProtocolError("The hub redirects to an address with strange characters.")
+    try:
+        url = urljoin(current_url, location)
+    except ValueError as error:
+        raise UpstreamProtocolError(f"{location[:80]!r} is not a valid address.") from error
     origin = origin_of(url)
     if origin_of(current_url)[0] == "https" and origin[0] != "https":
         raise UpstreamProtocolError("The hub redirects from https to http; that is not followed.")
@@ -105,12 +113,13 @@ def error_of_answer(
 
     Args:
         status: 4xx or 5xx.
-        headers: Of the answer; keys case-insensitive or in the hub's own spelling.
+        headers: Of the answer; keys in any spelling.
         what: What was asked for, for the message.
         has_token: Whether a token was sent.
     """
-    code = headers.get("X-Error-Code", "")
-    said = "".join(c for c in headers.get("X-Error-Message", "") if c.isprintable())
+    headers = {name.lower(): text for name, text in headers.items()}
+    code = headers.get("x-error-code", "")
+    said = "".join(c for c in headers.get("x-error-message", "") if c.isprintable())
     said = f" The hub says: {said[:_MESSAGE_CHARS_MAX]}" if said else ""
     if code == "GatedRepo":
         return GatedRepositoryError(
@@ -123,7 +132,7 @@ def error_of_answer(
     if status == 429:
         return UpstreamRateLimitedError(
             f"The hub asks to slow down ({what}); it is asked again later.{said}",
-            retry_after_s=parse_retry_after(headers.get("Retry-After")),
+            retry_after_s=parse_retry_after(headers.get("retry-after")),
         )
     if status in (408, 425) or status >= 500:
         return UpstreamUnreachableError(

@@ -21,6 +21,7 @@ from p2pcache.engine.swarm import Swarm
 from p2pcache.errors import (
     ChunkMismatchError,
     P2PCacheError,
+    PeerDamagedError,
     PeerProtocolError,
     StoreError,
     UpstreamRateLimitedError,
@@ -185,10 +186,16 @@ class Dispatcher:
             self.blame(peer.peer_id, "wrong bytes", str(error))
             self._state.refuse(peer.peer_id, error.chunk_index)
             return
-        self._state.paused_until_s[peer.peer_id] = now_s + PEER_PAUSE_S
-        if isinstance(error, PeerProtocolError):
+        if isinstance(error, PeerDamagedError):
+            self._context.chunks_rejected["peer", "damaged copy"] += 1
+            for index in run.chunk_indexes:
+                self._state.refuse(peer.peer_id, index)
+        else:
+            self._state.paused_until_s[peer.peer_id] = now_s + PEER_PAUSE_S
+        if isinstance(error, PeerProtocolError | PeerDamagedError):
+            reason = "damaged copy" if isinstance(error, PeerDamagedError) else "protocol"
             fault = self._context.make_fault(
-                peer.peer_id, peer.name, "protocol", f"{error} Another source is asked."
+                peer.peer_id, peer.name, reason, f"{error} Another source is asked."
             )
             self._context.blame.note_fault(fault, now_s=now_s)
 

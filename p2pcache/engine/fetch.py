@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from functools import partial
 
 from p2pcache.core.chunktable import ChunkTable
 from p2pcache.core.digest import BlobDigest
@@ -46,6 +47,8 @@ class BlobFetch:
         self._swarm = swarm
         self._partial: FilePartial | None = None
         self._dispatcher: Dispatcher | None = None
+        # Until the peers were asked once, nobody knows whether they will be sources.
+        self._has_met_peers = not order.is_public
         self._wake = asyncio.Event()
         self._arrival = asyncio.Event()
 
@@ -78,6 +81,8 @@ class BlobFetch:
         state = self.state
         if state.order.trusts_peers:
             return True
+        if not self._has_met_peers:
+            return False
         if not state.order.trusts_upstream or len(state.find_shareable()) < len(state.have):
             return False
         now_s = self._context.clock.monotonic_s()
@@ -93,6 +98,10 @@ class BlobFetch:
         self._arrival.set()
         self._arrival = asyncio.Event()
 
+    def note_reader_moved(self) -> None:
+        """Wake the planner alone: what a reader waits for has changed."""
+        self._wake.set()
+
     async def open(self) -> None:
         """
         Find what an earlier run left, and reserve room for the rest.
@@ -101,13 +110,13 @@ class BlobFetch:
             StoreError: No room, or the disk failed.
         """
         store, order = self._context.store, self.state.order
-        partial = await self._context.in_bulk(store.open_partial, order.blob, order.layout)
-        found = partial.snapshot()
-        self._partial = partial
+        opened = await self._context.in_bulk(store.open_partial, order.blob, order.layout)
+        found = opened.snapshot()
+        self._partial = opened
         self.state.have, self.state.sources = found.have, found.sources
         self.state.bytes_from["disk"] = self.state.held_bytes
         self._dispatcher = Dispatcher(
-            self._context, self._swarm, self.state, partial, self.note_change
+            self._context, self._swarm, self.state, opened, self.note_change
         )
 
     async def run(self) -> tuple[FileStamp, ChunkTable]:
@@ -129,6 +138,8 @@ class BlobFetch:
         try:
             if self.state.order.is_public and self.state.missing:
                 await self._swarm.begin_round()
+            self._has_met_peers = True
+            self.note_change()
             return await self._fill_and_publish(self._dispatcher)
         finally:
             flusher.cancel()
@@ -154,10 +165,8 @@ class BlobFetch:
             table = self.partial.snapshot().table
             if proof.is_right():
                 self._name_liars(dispatcher, table)
-                is_public = self.state.order.is_public
-                stamp = await self._context.in_bulk(
-                    lambda: store.publish(self.partial, proof, is_public=is_public)
-                )
+                publish = partial(store.publish, is_public=self.state.order.is_public)
+                stamp = await self._context.in_bulk(publish, self.partial, proof)
                 self.state.is_published = True
                 return stamp, table
             await self._drop_doubtful(dispatcher, table, attempt)

@@ -103,6 +103,15 @@ class Librarian:
         assert row is not None, "a fetched snapshot is in the index"
         return row
 
+    async def list_branches(self, repo: RepoId) -> list[tuple[str, str]]:
+        """Return (name, commit) of the branches and tags that were asked for before."""
+        rows = await self._context.index.call(lambda index: index.catalogue.list_refs(repo))
+        return [(row.revision, row.commit) for row in rows]
+
+    async def close(self) -> None:
+        """Stop asking."""
+        await self._flights.close()
+
     # --- revisions ---
 
     async def _resolve_commit(
@@ -119,14 +128,14 @@ class Librarian:
             commit = await self._flights.run(
                 flight, lambda: self._ask_hub_for_commit(reference, credentials)
             )
-            return str(commit), False
+            return commit, False
         except _UNAVAILABLE as error:
             if known is not None:
                 return known.commit, True
-            commit = await self._ask_peers_for_commit(reference)
-            if commit is None:
+            said = await self._ask_peers_for_commit(reference)
+            if said is None:
                 raise self._explain(error) from error
-            return commit, True
+            return said, True
 
     async def _ask_hub_for_commit(self, reference: ModelReference, credentials: Credentials) -> str:
         self._check_not_silent()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
@@ -19,16 +19,27 @@ class SingleFlight:
     """Work under way, by key. Event loop only."""
 
     def __init__(self) -> None:
-        self._flights: dict[Hashable, asyncio.Task[object]] = {}
+        self._flights: dict[Hashable, asyncio.Task[Any]] = {}
 
     async def run(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
         """Run the work, or wait for the same work that somebody else began."""
+        return cast("T", await asyncio.shield(self.start(key, work)))
+
+    def start(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> asyncio.Task[Any]:
+        """Begin the work unless it is under way; do not wait."""
         task = self._flights.get(key)
         if task is None:
-            task = asyncio.ensure_future(self._fly(key, work))
+            task = asyncio.create_task(self._fly(key, work))
             self._flights[key] = task
             task.add_done_callback(_retrieve)
-        return await asyncio.shield(task)  # type: ignore[return-value]
+        return task
+
+    async def close(self) -> None:
+        """Cancel what is under way and wait for its end."""
+        tasks = list(self._flights.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _fly(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -37,7 +48,7 @@ class SingleFlight:
             self._flights.pop(key, None)
 
 
-def _retrieve(task: asyncio.Task[object]) -> None:
+def _retrieve(task: asyncio.Task[Any]) -> None:
     """Look at the outcome, so that one that nobody waits for any more is not complained of."""
     if not task.cancelled():
         task.exception()

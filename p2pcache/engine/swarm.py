@@ -78,9 +78,12 @@ class Swarm:
         self._reporters: dict[BlobDigest, Reporter] = {}
         self._listeners: dict[BlobDigest, Callable[[], None]] = {}
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._candidates: dict[tuple[str, int], Candidate] = {}
+        self._greeted: set[tuple[str, int]] = set()
         self._wakes: dict[tuple[str, int], asyncio.Event] = {}
         self._rounds: dict[tuple[str, int], int] = {}
         self._round = 0
+        self._visited = asyncio.Event()
         self._started_s = 0.0
         self._session: aiohttp.ClientSession | None = None
 
@@ -112,6 +115,7 @@ class Swarm:
         key = (candidate.host, candidate.port)
         if key in self._tasks or len(self._tasks) >= PEERS_MAX or self._session is None:
             return
+        self._candidates[key] = candidate
         self._wakes[key] = asyncio.Event()
         self._rounds[key] = -1
         self._tasks[key] = asyncio.create_task(self._watch(candidate))
@@ -151,17 +155,19 @@ class Swarm:
             async with asyncio.timeout(deadline_s):
                 if settle_s > 0 and self._tasks:
                     await self._settle(settle_s)
-                while any(
-                    self._rounds[key] < wanted for key in self._rounds if self._is_up_at(key)
-                ):
-                    await asyncio.sleep(0.005)
+                while any(n < wanted for key, n in self._rounds.items() if self._is_up_at(key)):
+                    await self._visited.wait()
 
     async def _settle(self, settle_s: float) -> None:
         """Wait until every address was tried once, a second and a half after start at most."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(settle_s):
                 while any(number < 0 for number in self._rounds.values()):
-                    await asyncio.sleep(0.01)
+                    await self._visited.wait()
+
+    def list_unreachable(self) -> list[Candidate]:
+        """Return the configured or announced addresses where nobody answers."""
+        return [c for key, c in self._candidates.items() if key not in self._greeted]
 
     def iter_up(self) -> Iterable[Peer]:
         """Iterate over the peers that answer and are not banned."""
@@ -236,21 +242,25 @@ class Swarm:
         while True:
             try:
                 peer_id = await self._visit(candidate)
+                self._greeted.add(key)
                 if peer_id is None:
                     return  # it is ourselves
                 if candidate.via != "introduced" and peer_id in self.peers:
                     self.peers[peer_id].via = candidate.via
             except P2PCacheError as error:
                 log.debug("peer %s:%s: %s", *key, error)
+                self._greeted.discard(key)
                 if self._note_silence(key) and candidate.via == "introduced":
                     self._forget_candidate(key)
                     return
             finally:
                 self._rounds[key] = max(self._rounds.get(key, 0), 0)
+                self._visited.set()
+                self._visited = asyncio.Event()
             await self._pause(key)
 
     def _forget_candidate(self, key: tuple[str, int]) -> None:
-        for table in (self._tasks, self._wakes, self._rounds):
+        for table in (self._tasks, self._candidates, self._wakes, self._rounds):
             table.pop(key, None)
 
     async def _pause(self, key: tuple[str, int]) -> None:

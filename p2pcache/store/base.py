@@ -78,7 +78,12 @@ class PartialBlob(Protocol):
         ...
 
     def forget(self, chunk_indexes: list[int]) -> None:
-        """Take chunks out that turned out to be wrong. Durable at the next flush()."""
+        """
+        Take chunks out that turned out to be wrong. Durable on return.
+
+        Raises:
+            StoreError: The disk failed; nothing of this partial may be believed any more.
+        """
         ...
 
 
@@ -117,7 +122,12 @@ class BlobStore(Protocol):
         ...
 
     def find_blob(self, blob: BlobDigest) -> BlobFile | None:
-        """Open a published blob; None when there is none."""
+        """
+        Open a published blob; None when there is none.
+
+        Raises:
+            StoreError: It cannot be told: no more descriptors, or the disk failed.
+        """
         ...
 
     def discard(self, blob: BlobDigest, *, partial_only: bool = True) -> None:

@@ -10,6 +10,7 @@ Source: design.md §4; docs/reference/store-layout.md.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -20,25 +21,21 @@ from p2pcache.core.layout import Layout
 from p2pcache.core.verify import BlobProof
 from p2pcache.errors import InvalidDigestError
 from p2pcache.store.base import BlobFile, FileStamp, PartialBlob
-from p2pcache.store.partial import FilePartial, store_error
+from p2pcache.store.havelog import Kind, iter_records
+from p2pcache.store.partial import NEW_SUFFIX, FilePartial, store_error, sync_directory
 
 # Other users' workers map public weights; restricted ones are the daemon's alone.
 PUBLIC_MODE = 0o444
 RESTRICTED_MODE = 0o400
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a folder durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+_INODE_MASK = (1 << 63) - 1
+# What open(2) says when a name is free, or is a link, which no blob of ours is.
+_ABSENT_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 def stamp_of(status: os.stat_result) -> FileStamp:
     """Return what identifies an unchanged file."""
-    return FileStamp(status.st_size, status.st_mtime_ns, status.st_ino)
+    # Some file systems use all 64 bits of an inode number, SQLite's integers have a sign.
+    return FileStamp(status.st_size, status.st_mtime_ns, status.st_ino & _INODE_MASK)
 
 
 class FileBlobStore:
@@ -78,12 +75,9 @@ class FileBlobStore:
         assert proof.blob == partial.blob, "a proof of another blob"
         proof.check(str(partial.path))
         target = self.path_of(partial.blob)
+        stamp = stamp_of(partial.seal(PUBLIC_MODE if is_public else RESTRICTED_MODE))
         try:
-            partial.flush()
             target.parent.mkdir(mode=0o755, exist_ok=True)
-            os.fchmod(partial.fd, PUBLIC_MODE if is_public else RESTRICTED_MODE)
-            os.fsync(partial.fd)
-            stamp = stamp_of(os.fstat(partial.fd))
             os.rename(partial.path, target)
             sync_directory(target.parent)
             sync_directory(target.parent.parent)
@@ -105,10 +99,14 @@ class FileBlobStore:
 
     def find_blob(self, blob: BlobDigest) -> BlobFile | None:
         """Open a published blob; None when there is none, or something else bears its name."""
+        path = self.path_of(blob)
         try:
-            fd = os.open(self.path_of(blob), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            return None
+            # O_NONBLOCK: a FIFO of that name must not hold us up.
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno in _ABSENT_ERRNOS:
+                return None
+            raise store_error(error, path) from error
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             os.close(fd)
@@ -117,7 +115,9 @@ class FileBlobStore:
 
     def discard(self, blob: BlobDigest, *, partial_only: bool = True) -> None:
         """Remove a partial, and the published file too unless partial_only."""
-        paths = [self._partial_path(blob), self._record_path(blob)]
+        record_path = self._record_path(blob)
+        new_record_path = record_path.with_name(record_path.name + NEW_SUFFIX)
+        paths = [self._partial_path(blob), record_path, new_record_path]
         paths += [] if partial_only else [self.path_of(blob)]
         for path in paths:
             with contextlib.suppress(FileNotFoundError):
@@ -128,8 +128,12 @@ class FileBlobStore:
         for algorithm in ("sha256", "gitsha1"):
             for path in (self._blobs / algorithm).glob("*/*"):
                 blob = self._parse_name(algorithm, path.name)
-                if blob is not None and path == self.path_of(blob) and path.is_file():
-                    yield blob, stamp_of(path.stat())
+                if blob is None or path != self.path_of(blob):
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    status = path.lstat()
+                    if stat.S_ISREG(status.st_mode):
+                        yield blob, stamp_of(status)
 
     def is_world_readable(self, blob: BlobDigest) -> bool:
         """Return whether a published file is marked as public content."""
@@ -140,7 +144,10 @@ class FileBlobStore:
 
     def iter_partials(self) -> Iterator[BlobDigest]:
         """Iterate over the blobs that have a file or a record in `partial/`."""
-        names = {path.name.removesuffix(".have") for path in self._partial.iterdir()}
+        names = {
+            path.name.removesuffix(NEW_SUFFIX).removesuffix(".have")
+            for path in self._partial.iterdir()
+        }
         for name in sorted(names):
             algorithm, _, digits = name.partition("-")
             blob = self._parse_name(algorithm, digits)
@@ -150,6 +157,24 @@ class FileBlobStore:
     def is_filling(self, blob: BlobDigest) -> bool:
         """Return whether bytes of an unpublished blob are in `partial/`."""
         return self._partial_path(blob).exists()
+
+    def measure_partials(self) -> int:
+        """Return the bytes that files in `partial/` take on disk."""
+        return sum(path.stat().st_blocks * 512 for path in self._partial.iterdir())
+
+    def count_held_bytes(self, blob: BlobDigest, layout: Layout) -> int:
+        """Return the bytes that the have-record of an idle partial speaks of."""
+        try:
+            raw = self._record_path(blob).read_bytes()
+        except OSError:
+            return 0
+        held: set[int] = set()
+        for record in iter_records(raw, layout):
+            if record.kind is Kind.CHUNK:
+                held.add(record.chunk_index)
+            elif record.kind is Kind.FORGET:
+                held.discard(record.chunk_index)
+        return sum(layout.length_of(index) for index in held)
 
     @staticmethod
     def _parse_name(algorithm: str, digits: str) -> BlobDigest | None:

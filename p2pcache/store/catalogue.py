@@ -63,9 +63,15 @@ class Catalogue:
         about: dict[str, object] | None,
         wall_s: float,
     ) -> None:
-        """Insert a file list, or confirm one that is there."""
+        """
+        Insert a file list, or confirm one that is there. One that the hub confirmed stays as it
+        is, whatever an unconfirmed one says.
+        """
         key = [*_key(snapshot.id.repo), snapshot.id.commit]
         text = None if about is None else json.dumps(about)
+        known = None if is_confirmed else self.find_snapshot(snapshot.id)
+        if known is not None and known.is_confirmed:
+            return
         with self._db.atomic():
             self._db.execute(
                 "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, NULL, ?) "
@@ -116,6 +122,16 @@ class Catalogue:
         return [
             SnapshotId(RepoId.of(row["hub"], row["kind"], row["repo"]), row["commit_id"])
             for row in self._db.query(query)
+        ]
+
+    def list_places(self, digest: BlobDigest) -> list[tuple[SnapshotId, FileEntry]]:
+        """Return every place that a blob has in any known snapshot."""
+        return [
+            (
+                SnapshotId(RepoId.of(row["hub"], row["kind"], row["repo"]), row["commit_id"]),
+                FileEntry(row["path"], row["size_bytes"], digest, row["tree_oid"]),
+            )
+            for row in self._db.query("SELECT * FROM files WHERE digest = ?", [str(digest)])
         ]
 
     def set_public(self, snapshot_id: SnapshotId, wall_s: float | None) -> None:

@@ -16,6 +16,7 @@ import json
 import os
 import secrets
 import stat
+import threading
 from pathlib import Path
 
 from p2pcache.errors import (
@@ -26,6 +27,7 @@ from p2pcache.errors import (
     StoreFullError,
     StoreLockedError,
 )
+from p2pcache.store.partial import write_all
 
 STORE_SCHEMA = 1
 MARKER_NAME = "p2pcache-store.json"
@@ -38,11 +40,12 @@ _PEER_ID_BYTES = 16
 
 def write_file_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     """Write a small file so that a crash leaves the old or the new content, never a torn one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    # Not made from the name, which may be as long as names get.
+    temporary = path.with_name(f".{os.getpid()}.{threading.get_ident()}.new")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         os.fchmod(fd, mode)
-        os.write(fd, content)
+        write_all(fd, content)
         os.fsync(fd)
         os.rename(temporary, path)
     except OSError:
@@ -75,7 +78,9 @@ class StoreHome:
         try:
             self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
             self._check_owner()
+            self._check_not_foreign()
             self._lock()
+            self._close_to_others()
             self._check_schema()
             self.hub_path.mkdir(mode=0o755, exist_ok=True)
             self.admin_token = self._load_secret(TOKEN_NAME, _TOKEN_BYTES)
@@ -115,6 +120,9 @@ class StoreHome:
                 f"The store {self.root} belongs to another user; run as its owner or name "
                 "another folder with --store DIR."
             )
+
+    def _close_to_others(self) -> None:
+        status = self.root.stat()
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             self.root.chmod(stat.S_IMODE(status.st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
 
@@ -134,17 +142,22 @@ class StoreHome:
                 "with --store DIR."
             ) from error
 
+    def _check_not_foreign(self) -> None:
+        """Before anything is written: somebody else's folder stays as it is."""
+        if (self.root / MARKER_NAME).exists():
+            return
+        ours = {"lock", "blobs", "partial", "hub", "lost+found"}
+        names = {path.name for path in self.root.iterdir()}
+        foreign = {name for name in names - ours if not name.startswith(".")}
+        if foreign:
+            raise ConfigError(
+                f"{self.root} is not empty and is not a store (it holds {min(foreign)!r}); "
+                "name another folder with --store DIR."
+            )
+
     def _check_schema(self) -> None:
         marker = self.root / MARKER_NAME
         if not marker.exists():
-            ours = {"lock", "blobs", "partial", "hub", "lost+found"}
-            names = {path.name for path in self.root.iterdir()}
-            foreign = {name for name in names - ours if not name.startswith(".")}
-            if foreign:
-                raise ConfigError(
-                    f"{self.root} is not empty and is not a store (it holds {min(foreign)!r}); "
-                    "name another folder with --store DIR."
-                )
             content = json.dumps({"schema_version": STORE_SCHEMA}).encode()
             write_file_atomically(marker, content)
             return
@@ -165,7 +178,7 @@ class StoreHome:
         path = self.root / name
         if path.exists():
             path.chmod(0o600)
-            text = path.read_text().strip()
+            text = path.read_bytes().decode("ascii", "replace").strip()
             if len(text) == 2 * size_bytes and all(c in "0123456789abcdef" for c in text):
                 return text
         text = secrets.token_hex(size_bytes)

@@ -12,11 +12,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from p2pcache.core.refs import RepoId, SnapshotId
 from p2pcache.core.snapshot import FileEntry, Snapshot
+from p2pcache.errors import InputError
 from p2pcache.store.home import write_file_atomically
+from p2pcache.store.partial import store_error
 
 _KIND_FOLDERS = {"models": "models", "datasets": "datasets", "spaces": "spaces"}
 
@@ -36,17 +40,32 @@ class HubTree:
         return self.repo_path(snapshot_id.repo) / "snapshots" / snapshot_id.commit
 
     def publish_tree(self, snapshot: Snapshot) -> None:
-        """Write the listing that tells an offline client which files make the commit whole."""
+        """
+        Write the listing that tells an offline client which files make the commit whole.
+
+        Raises:
+            StoreError: The disk failed or is full.
+        """
         path = self.repo_path(snapshot.id.repo) / "trees" / f"{snapshot.id.commit}.json"
         if path.exists():
             return
         files = {entry.path: _tree_entry(entry) for entry in snapshot.files}
         content = json.dumps({"format_version": 1, "files": files}, indent=1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file_atomically(path, content.encode())
+        with _translating_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file_atomically(path, content.encode())
 
     def publish_file(self, snapshot_id: SnapshotId, entry: FileEntry, blob_path: Path) -> None:
-        """Link one complete, proven file: blobs/<etag>, then snapshots/<commit>/<path>."""
+        """
+        Link one complete, proven file: blobs/<etag>, then snapshots/<commit>/<path>.
+
+        Raises:
+            StoreError: The disk failed or is full.
+        """
+        with _translating_errors(blob_path):
+            self._link_file(snapshot_id, entry, blob_path)
+
+    def _link_file(self, snapshot_id: SnapshotId, entry: FileEntry, blob_path: Path) -> None:
         repo = self.repo_path(snapshot_id.repo)
         blob_link = repo / "blobs" / entry.digest.hex
         blob_link.parent.mkdir(parents=True, exist_ok=True)
@@ -60,33 +79,62 @@ class HubTree:
             temporary.symlink_to(target)
             temporary.rename(link)
 
+    def has_file(self, snapshot_id: SnapshotId, path: str) -> bool:
+        """Return whether a file of a snapshot is linked."""
+        return (self.snapshot_path(snapshot_id) / path).is_symlink()
+
     def publish_ref(self, repo: RepoId, revision: str, commit: str) -> None:
-        """Record what a branch or tag points to, for offline clients."""
-        path = self.repo_path(repo) / "refs" / revision
+        """
+        Record what a branch or tag points to, for offline clients.
+
+        Raises:
+            StoreError: The disk failed or is full.
+        """
+        root = self.repo_path(repo) / "refs"
+        path = root / revision
         with contextlib.suppress(OSError):
             if path.read_text() == commit:
                 return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file_atomically(path, commit.encode())
+        with _translating_errors(path):
+            # Git has never `a` and `a/b` at once: what is in the way is gone at the hub.
+            for parent in path.parents:
+                if parent == root:
+                    break
+                if parent.is_file():
+                    parent.unlink()
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file_atomically(path, commit.encode())
 
     def iter_trees(self) -> list[tuple[RepoId, str, dict[str, object]]]:
         """Return (repository, commit, files) of every listing in the tree, for a rebuild."""
         found = []
         for path in self.root.glob("*--*/trees/*.json"):
             kind, *parts = path.parent.parent.name.split("--")
-            with contextlib.suppress(OSError, ValueError, KeyError):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, InputError):
                 files = json.loads(path.read_bytes())["files"]
-                found.append((RepoId.of("hf", kind, "/".join(parts)), path.stem, files))
+                if isinstance(files, dict):
+                    found.append((RepoId.of("hf", kind, "/".join(parts)), path.stem, files))
         return found
 
     def iter_refs(self, repo: RepoId) -> list[tuple[str, str]]:
         """Return (revision, commit) of every ref of a repository, for a rebuild."""
         root = self.repo_path(repo) / "refs"
-        return [
-            (str(path.relative_to(root)), path.read_text().strip())
-            for path in root.rglob("*")
-            if path.is_file() and not path.name.startswith(".")
-        ]
+        found = []
+        for path in root.rglob("*"):
+            with contextlib.suppress(OSError, ValueError):
+                if path.is_file() and not path.name.startswith("."):
+                    found.append((str(path.relative_to(root)), path.read_text().strip()))
+        return found
+
+
+@contextlib.contextmanager
+def _translating_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise store_error(error, path) from error
 
 
 def _tree_entry(entry: FileEntry) -> dict[str, object]:

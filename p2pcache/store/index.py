@@ -9,6 +9,7 @@ Source: SQLite, "PRAGMA synchronous"; design.md §4.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from pathlib import Path
 
@@ -33,23 +34,28 @@ def open_database(path: Path) -> Database:
     """
     try:
         connection = sqlite3.connect(path, check_same_thread=False)
+    except sqlite3.DatabaseError as error:
+        raise _translate(error, path) from error
+    try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         result = connection.execute("PRAGMA quick_check(1)").fetchone()
         if result is None or result[0] != "ok":
-            connection.close()
             raise IndexCorruptError(f"The index {path} is damaged; it is rebuilt from the store.")
         db = Database(connection, execute_plugins=False)
         newer = [m.name for m in migrations.applied(db) if m.name not in _OUR_NAMES]
         if newer:
-            connection.close()
             raise SchemaTooNewError(
                 f"The index {path} was written by a later release ({newer[0]}); run that one."
             )
         migrations.apply(db)
         return db
     except sqlite3.DatabaseError as error:
+        connection.close()
         raise _translate(error, path) from error
+    except StoreError:
+        connection.close()
+        raise
 
 
 def _translate(error: sqlite3.DatabaseError, path: Path) -> StoreError:
@@ -85,9 +91,11 @@ class Index:
         number = 1
         while self.path.with_name(f"{self.path.name}.corrupt-{number}").exists():
             number += 1
-        self.path.rename(self.path.with_name(f"{self.path.name}.corrupt-{number}"))
+        aside = self.path.with_name(f"{self.path.name}.corrupt-{number}")
+        self.path.rename(aside)
         for suffix in ("-wal", "-shm"):
-            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                self.path.with_name(self.path.name + suffix).rename(f"{aside}{suffix}")
 
     def close(self) -> None:
         """Close the file."""

@@ -38,9 +38,9 @@ class MemoryPartial:
     def put(self, chunk: VerifiedChunk, source_id: str) -> None:
         """Write one chunk."""
         assert chunk.blob == self.blob, "a chunk of another blob"
-        os.pwrite(self.fd, chunk.view, chunk.offset)
         with self._lock:
             if chunk.chunk_index not in self._have:
+                os.pwrite(self.fd, chunk.view, chunk.offset)
                 self._have.add(chunk.chunk_index)
                 self._table.set(chunk.chunk_index, chunk.digest)
                 self._sources[chunk.chunk_index] = source_id
@@ -80,12 +80,18 @@ class MemoryBlobStore:
 
     def open_partial(self, blob: BlobDigest, layout: Layout) -> MemoryPartial:
         """Continue or begin to fill a blob."""
-        return self._partials.setdefault(blob, MemoryPartial(blob, layout))
+        if blob not in self._partials:
+            self._partials[blob] = MemoryPartial(blob, layout)
+        return self._partials[blob]
 
     def publish(self, partial: PartialBlob, proof: BlobProof, *, is_public: bool) -> FileStamp:
         """Turn a complete partial into a blob."""
         assert isinstance(partial, MemoryPartial), "a partial of another store"
+        assert proof.blob == partial.blob, "a proof of another blob"
         proof.check(f"memory:{partial.blob}")
+        replaced = self._blobs.get(partial.blob)
+        if replaced is not None:
+            os.close(replaced)
         self._blobs[partial.blob] = partial.fd
         self._partials.pop(partial.blob, None)
         return stamp_of(os.fstat(partial.fd))

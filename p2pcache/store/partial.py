@@ -13,6 +13,7 @@ import contextlib
 import errno
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from p2pcache.core.bitfield import Bitfield
@@ -33,6 +34,8 @@ from p2pcache.store.havelog import (
 )
 
 UPSTREAM_SOURCE = "upstream"
+# Names the record that is being written anew, until it takes the old one's place.
+NEW_SUFFIX = ".new"
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -44,6 +47,31 @@ def store_error(error: OSError, path: Path | str) -> StoreError:
             "what was fetched is kept."
         )
     return StoreError(f"The disk failed at {path} ({error.strerror}); see the system's log.")
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a folder durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, content: bytes) -> None:
+    """Write everything: a disk that fills up takes a part first, and fails at the next call."""
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _open_writable(path: Path, flags: int) -> int:
+    """Open our file; one that a crash left read-only, just before its rename, is ours again."""
+    try:
+        return os.open(path, flags, 0o600)
+    except PermissionError:
+        path.chmod(0o600)
+        return os.open(path, flags, 0o600)
 
 
 def _reserve(fd: int, size_bytes: int) -> None:
@@ -83,6 +111,8 @@ class FilePartial:
         self.path = path
         self.record_path = record_path
         self._lock = threading.Lock()
+        self._released = threading.Condition(self._lock)
+        self._busy: set[int] = set()
         self._have = Bitfield(layout.chunk_count)
         self._table = ChunkTable(blob, layout)
         self._sources: dict[int, str] = {}
@@ -90,8 +120,11 @@ class FilePartial:
         self._is_poisoned = False
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self.fd = os.open(path, flags, 0o600)
+            self.fd = _open_writable(path, flags)
             self._record_fd = os.open(record_path, flags, 0o600)
+            if os.fstat(self.fd).st_size != layout.size_bytes:
+                # A record that outlived its file speaks for bytes that are not there.
+                os.ftruncate(self._record_fd, 0)
             _reserve(self.fd, layout.size_bytes)
             self._recover()
         except OSError as error:
@@ -143,18 +176,24 @@ class FilePartial:
             assert digest is not None, "a held chunk has a digest"
             lines.append(self._chunk_record(index, digest, self._sources[index]))
         lines.append(Record(Kind.COMMIT, length_bytes=len(self._have)).to_bytes())
-        content = b"".join(lines)
-        temporary = self.record_path.with_suffix(".have.new")
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        os.fdatasync(self.fd)
-        os.write(fd, content)
         for index, length in self._prefixes.items():
-            view = self._read_chunk_start(index, length)
-            os.write(fd, Record(Kind.PREFIX, index, length, digest_of(view).raw).to_bytes())
-        os.fdatasync(fd)
-        os.rename(temporary, self.record_path)
+            prefix = self._read_chunk_start(index, length)
+            lines.append(Record(Kind.PREFIX, index, length, digest_of(prefix).raw).to_bytes())
+        os.fdatasync(self.fd)
+        temporary = self.record_path.with_name(self.record_path.name + NEW_SUFFIX)
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(temporary, flags, 0o600)
+        try:
+            write_all(fd, b"".join(lines))
+            os.fdatasync(fd)
+            os.rename(temporary, self.record_path)
+        except OSError:
+            os.close(fd)
+            temporary.unlink(missing_ok=True)
+            raise
         os.close(self._record_fd)
         self._record_fd = fd
+        sync_directory(self.record_path.parent)
 
     def _read_chunk_start(self, chunk_index: int, length: int) -> bytes:
         return os.pread(self.fd, length, self.layout.offset_of(chunk_index))
@@ -178,12 +217,13 @@ class FilePartial:
         """Write one chunk, then its record. See PartialBlob.put."""
         assert chunk.blob == self.blob, "a chunk of another blob"
         record = self._chunk_record(chunk.chunk_index, chunk.digest, source_id)
-        self._write(chunk.view, chunk.offset)
-        with self._lock:
-            if chunk.chunk_index in self._have:
+        with self._claim(chunk.chunk_index) as is_absent:
+            if not is_absent:
                 return
-            self._append(record)
-            self._note(chunk.chunk_index, chunk.digest, source_id)
+            self._write(chunk.view, chunk.offset)
+            with self._lock:
+                self._append(record)
+                self._note(chunk.chunk_index, chunk.digest, source_id)
 
     def put_prefix(self, chunk_index: int, prefix: memoryview, written_bytes: int) -> None:
         """
@@ -198,12 +238,34 @@ class FilePartial:
             StoreError: As put().
         """
         offset = self.layout.offset_of(chunk_index)
-        self._write(prefix[written_bytes:], offset + written_bytes)
-        record = Record(Kind.PREFIX, chunk_index, len(prefix), digest_of(prefix).raw)
-        with self._lock:
-            if chunk_index not in self._have:
+        with self._claim(chunk_index) as is_absent:
+            if not is_absent:
+                return
+            self._write(prefix[written_bytes:], offset + written_bytes)
+            record = Record(Kind.PREFIX, chunk_index, len(prefix), digest_of(prefix).raw)
+            with self._lock:
                 self._append(record.to_bytes())
                 self._prefixes[chunk_index] = len(prefix)
+
+    @contextlib.contextmanager
+    def _claim(self, chunk_index: int) -> Iterator[bool]:
+        """
+        Keep other threads off a chunk's bytes; yields whether the chunk is still absent.
+
+        Bytes of a chunk that is held are never written again, whoever sends it a second time:
+        its record already speaks for them.
+        """
+        with self._released:
+            while chunk_index in self._busy:
+                self._released.wait()
+            self._busy.add(chunk_index)
+            is_absent = chunk_index not in self._have
+        try:
+            yield is_absent
+        finally:
+            with self._released:
+                self._busy.discard(chunk_index)
+                self._released.notify_all()
 
     def find_prefix_bytes(self, chunk_index: int) -> int:
         """Return how many bytes of a chunk's start are there, 0 when it is held or absent."""
@@ -228,7 +290,10 @@ class FilePartial:
             raise StoreError(f"{self.path} could not be synced; fetching the file again.")
         try:
             end = os.lseek(self._record_fd, 0, os.SEEK_END)
-            os.pwrite(self._record_fd, record, end)
+            if os.pwrite(self._record_fd, record, end) != len(record):
+                # A torn record would hide every later one from the next start.
+                os.ftruncate(self._record_fd, end)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise store_error(error, self.record_path) from error
 
@@ -261,6 +326,12 @@ class FilePartial:
                 self._have.discard(index)
                 self._table.clear(index)
                 self._sources.pop(index, None)
+            # Before anybody writes other bytes there: the old record must not speak for them.
+            try:
+                os.fdatasync(self._record_fd)
+            except OSError as error:
+                self._poison()
+                raise store_error(error, self.record_path) from error
 
     def flush(self) -> None:
         """Sync the data, then commit the records that speak for it."""
@@ -273,8 +344,35 @@ class FilePartial:
                 self._append(Record(Kind.COMMIT, length_bytes=covered).to_bytes())
             os.fdatasync(self._record_fd)
         except OSError as error:
-            self._is_poisoned = True
+            self._poison()
             raise store_error(error, self.path) from error
+
+    def seal(self, mode: int) -> os.stat_result:
+        """
+        Make everything durable, give the file its final mode, return what it is then.
+
+        Raises:
+            StoreError: The disk failed; nothing of this partial may be believed any more.
+        """
+        self.flush()
+        try:
+            os.fchmod(self.fd, mode)
+            os.fsync(self.fd)
+            return os.fstat(self.fd)
+        except OSError as error:
+            self._poison()
+            raise store_error(error, self.path) from error
+
+    def _poison(self) -> None:
+        """
+        Believe nothing any more, now and after the next open.
+
+        After a failed sync the kernel calls pages clean that never reached the disk: hashing
+        what can be read proves nothing, and a second sync succeeds without having written.
+        """
+        self._is_poisoned = True
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._record_fd, 0)
 
     def close(self) -> None:
         """Close both files; the partial stays on disk. Safe to call twice."""

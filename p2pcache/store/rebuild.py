@@ -13,7 +13,8 @@ import contextlib
 from dataclasses import dataclass
 
 from p2pcache.core.digest import BlobDigest
-from p2pcache.core.layout import Layout
+from p2pcache.core.layout import BLOB_SIZE_BYTES_MAX
+from p2pcache.core.messages import get_whole
 from p2pcache.core.refs import SnapshotId, parse_commit, parse_revision
 from p2pcache.core.snapshot import FileEntry, Snapshot
 from p2pcache.errors import InputError
@@ -93,6 +94,5 @@ def _read_entry(path: str, raw: object) -> FileEntry:
         digest = BlobDigest("sha256", str(raw["lfs_sha256"]))
     else:
         digest = BlobDigest("gitsha1", tree_oid)
-    size_bytes = int(raw["size"])
-    Layout(size_bytes)
+    size_bytes = get_whole(raw, "size", maximum=BLOB_SIZE_BYTES_MAX)
     return FileEntry(path, size_bytes, digest, tree_oid)

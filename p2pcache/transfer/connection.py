@@ -66,7 +66,8 @@ class Exchange:
     def skip_body(self) -> None:
         """Read a redirect's short text, so that the connection can serve the next request."""
         if self.response.length is not None and self.response.length <= SKIPPED_BODY_BYTES_MAX:
-            self.response.read()
+            with contextlib.suppress(*BodyError):
+                self.response.read()
         self.finish()
 
     def fail(self) -> None:
@@ -113,7 +114,7 @@ class ConnectionPool:
         """
         Send a GET and read the answer's head.
 
-        A kept connection that the other side has closed meanwhile is replaced once.
+        A kept connection that the other side has closed meanwhile is replaced.
 
         Raises:
             OSError, http.client.HTTPException: No connection, or it broke.
@@ -128,9 +129,10 @@ class ConnectionPool:
             try:
                 connection.request("GET", target, headers=dict(headers))
                 return Exchange(connection, connection.getresponse(), self, key)
-            except BodyError:
+            except BodyError as error:
                 connection.close()
-                if kept is None:
+                # Silence is not a stale connection: another one would wait as long again.
+                if kept is None or isinstance(error, TimeoutError):
                     raise
 
     def _take(self, key: tuple[str, str, int]) -> http.client.HTTPConnection | None:
@@ -151,8 +153,15 @@ class ConnectionPool:
         )
         if proxy:
             connection.set_tunnel(host, port)
-        connection.connect()
-        assert connection.sock is not None, "connect() opens a socket"
+        try:
+            connection.connect()
+            assert connection.sock is not None, "connect() opens a socket"
+            if proxy is None and not self._allows_private:
+                # The name may have resolved to something else this time.
+                refuse_private_addresses(*connection.sock.getpeername()[:2])
+        except BaseException:
+            connection.close()
+            raise
         connection.sock.settimeout(SILENCE_S_MAX)
         return connection
 

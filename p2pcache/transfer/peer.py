@@ -18,7 +18,9 @@ from p2pcache.core.layout import CHUNK_SIZE_BYTES, Layout
 from p2pcache.core.planner import RunRequest
 from p2pcache.core.verify import verify_chunk
 from p2pcache.errors import (
+    BlobCorruptError,
     InvalidDigestError,
+    PeerDamagedError,
     PeerProtocolError,
     PeerRefusedError,
     PeerUnreachableError,
@@ -28,6 +30,7 @@ from p2pcache.transfer.connection import BodyError, ConnectionPool, Exchange
 
 DIGESTS_HEADER = "X-P2PCache-Chunks"
 LAYOUT_HEADER = "X-P2PCache-Layout"
+ERROR_HEADER = "X-Error-Code"
 # Below this average a peer on a local network is as good as dead; another source is asked.
 RATE_FLOOR_BPS = 64 * 1024
 RATE_GRACE_S = 5.0
@@ -83,6 +86,10 @@ class PeerSource:
 
     def _check_head(self, exchange: Exchange, layout: Layout, run: RunRequest) -> list[ChunkDigest]:
         response = exchange.response
+        if response.headers.get(ERROR_HEADER) == BlobCorruptError.__name__.removesuffix("Error"):
+            raise PeerDamagedError(
+                f"Peer {self.source_id} found its copy of chunks {run.first}-{run.last} damaged."
+            )
         if response.status != HTTPStatus.OK:
             raise PeerRefusedError(
                 f"Peer {self.source_id} answered {response.status} for chunks "

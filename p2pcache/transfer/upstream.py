@@ -22,6 +22,7 @@ from p2pcache.core.upstream import (
     UpstreamLocation,
     error_of_answer,
     follow_redirect,
+    origin_of,
 )
 from p2pcache.core.verify import verify_chunk
 from p2pcache.errors import UpstreamProtocolError, UpstreamUnreachableError
@@ -102,17 +103,28 @@ class UpstreamSource:
         with self._lock:
             signed_url = self._signed_url
         if signed_url is not None:
-            exchange = self._pool.request(signed_url, self._range(start, length, total))
-            if exchange.response.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
-                return self._check_head(exchange, start, length, total)
-            exchange.fail()
+            exchange = self._try_signed(signed_url, start, length, total)
+            if exchange is not None:
+                return exchange
             with self._lock:
                 self._signed_url = None
         return self._open_at_hub(start, length, total)
 
+    def _try_signed(self, signed_url: str, start: int, length: int, total: int) -> Exchange | None:
+        """Use the address that worked before; None when it does not any more, for any reason."""
+        try:
+            exchange = self._pool.request(signed_url, self._range(start, length, total))
+            if exchange.response.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
+                return self._check_head(exchange, start, length, total)
+        except (*BodyError, UpstreamProtocolError):
+            return None
+        exchange.fail()
+        return None
+
     def _open_at_hub(self, start: int, length: int, total: int) -> Exchange:
         location = self._location
-        url, may_send_token = location.resolve_url, True
+        url = location.resolve_url
+        may_send_token = origin_of(url) == origin_of(location.hub_url)
         for _ in range(REDIRECTS_MAX + 1):
             headers = self._range(start, length, total)
             if may_send_token:

@@ -1,0 +1,138 @@
+"""
+Owns the command that tells how things are: status, of the daemon or of one model.
+
+Knows nothing of HTTP.
+Invariants: --json prints what the daemon said, unchanged.
+Source: design.md §8 (residency).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from p2pcache.cli.command import CLIENT_EXIT_CODES, Command, client_options
+from p2pcache.cli.output import (
+    MISSING,
+    echo_fields,
+    echo_json,
+    echo_table,
+    rows_of,
+    show_duration,
+    show_size,
+    show_text,
+)
+from p2pcache.client import Client
+
+
+@click.command(
+    cls=Command,
+    examples="""
+    p2pcache status
+    p2pcache status sentence-transformers/all-MiniLM-L6-v2 --json
+    """,
+    exit_codes=CLIENT_EXIT_CODES,
+)
+@click.argument("ref", required=False)
+@client_options
+def status(ref: str | None, local: str | None, store: Path | None, is_json: bool) -> None:
+    """
+    Tell how the daemon is, or how much of a model is here.
+
+    Without REF: the daemon, and which of its sources failed lately. With REF
+    ([hf:][datasets/]org/name[@revision]): absent, partial, verifying, resident or corrupt, and how
+    many bytes are missing. Exit 0 says that there is an answer, not that the model is resident.
+    """
+    client = Client(local, store)
+    answer = client.status() if ref is None else client.residency(ref)
+    if is_json:
+        echo_json(answer)
+    elif ref is None:
+        _echo_daemon(answer)
+    else:
+        _echo_residency(answer)
+
+
+def _echo_daemon(answer: dict[str, Any]) -> None:
+    echo_fields(
+        (
+            ("name", show_text(answer.get("name"))),
+            ("version", show_text(answer.get("version"))),
+            ("local", show_text(answer.get("local"))),
+            ("peer", show_text(answer.get("peer"))),
+            ("store", show_text(answer.get("store"))),
+            ("upstream", show_text(answer.get("upstream"))),
+            ("up for", show_duration(answer.get("uptime_s"))),
+            ("peers", _show_count(answer.get("peers"))),
+            ("downloads", _show_count(answer.get("downloads"))),
+        )
+    )
+    faults = rows_of(answer, "faults")
+    if not faults:
+        return
+    click.echo("\nRecent faults of sources:")
+    echo_table(
+        ("AT", "SOURCE", "NAME", "REASON", "DETAIL"),
+        (
+            (
+                _show_time(fault.get("at")),
+                show_text(fault.get("source")),
+                show_text(fault.get("name")),
+                show_text(fault.get("reason")),
+                show_text(fault.get("detail")),
+            )
+            for fault in faults
+        ),
+    )
+
+
+def _echo_residency(answer: dict[str, Any]) -> None:
+    fields = [
+        ("model", show_text(answer.get("model"))),
+        ("commit", show_text(answer.get("commit"))),
+        ("state", show_text(answer.get("state"))),
+        ("pinned", show_text(bool(answer.get("pinned")))),
+        ("size", show_size(answer.get("bytes_total"))),
+        ("here", show_size(answer.get("bytes_local"))),
+        ("missing", show_size(answer.get("bytes_missing"))),
+    ]
+    if answer.get("bytes_missing"):
+        fields += [
+            ("from peers", show_size(answer.get("missing_from_peers"))),
+            ("from upstream", show_size(answer.get("missing_from_upstream"))),
+            ("time left", _show_eta(answer.get("eta_s"))),
+            ("disk free", show_size(answer.get("disk_free"))),
+        ]
+    if answer.get("path"):
+        fields.append(("path", show_text(answer["path"])))
+    echo_fields(fields)
+    if answer.get("bytes_missing") and answer.get("fits_disk") is False:
+        click.echo("It does not fit on the store's disk; free some space first.", err=True)
+
+
+def _show_count(value: object) -> str:
+    """Show a number, the length of a list, or the numbers of several states."""
+    if isinstance(value, list):
+        return str(len(value))
+    if isinstance(value, dict):
+        return ", ".join(f"{show_text(count)} {show_text(name)}" for name, count in value.items())
+    return show_text(value)
+
+
+def _show_eta(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{show_duration(value.get('p50'))} to {show_duration(value.get('p95'))}"
+    return show_duration(value)
+
+
+def _show_time(value: object) -> str:
+    """Show seconds since the epoch as UTC; a text as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return show_text(value)
+    try:
+        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return MISSING

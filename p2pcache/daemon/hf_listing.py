@@ -1,0 +1,116 @@
+"""
+Owns the JSON that a Hugging Face client expects, built from a cached snapshot.
+
+Knows nothing of requests.
+Invariants: no key names Xet; sizes and digests are those that files are checked against.
+Source: docs/reference/hub-dialect.md (JSON shapes).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from p2pcache.core.hubjson import strip_xet
+from p2pcache.core.snapshot import FileEntry, Snapshot
+from p2pcache.store.catalogue import SnapshotRow
+
+# Git's LFS pointer is three lines; clients only want the key to be there.
+_POINTER_SIZE_BYTES = 134
+
+
+def describe_repository(row: SnapshotRow, *, with_blobs: bool) -> dict[str, object]:
+    """Return what `/api/models/{repo}/revision/{revision}` answers."""
+    snapshot = row.snapshot
+    about = strip_xet(row.about or {})
+    assert isinstance(about, dict), "a description is an object"
+    name = snapshot.id.repo.name
+    return {
+        "private": False,
+        "gated": False,
+        "tags": [],
+        "downloads": 0,
+        "likes": 0,
+        **about,
+        "id": about.get("id", name),
+        "sha": snapshot.id.commit,
+        "siblings": [_sibling(entry, with_blobs=with_blobs) for entry in snapshot.files],
+    }
+
+
+def _sibling(entry: FileEntry, *, with_blobs: bool) -> dict[str, object]:
+    if not with_blobs:
+        return {"rfilename": entry.path}
+    sibling: dict[str, object] = {
+        "rfilename": entry.path,
+        "size": entry.size_bytes,
+        "blobId": entry.tree_oid,
+    }
+    if entry.digest.algorithm == "sha256":
+        sibling["lfs"] = {
+            "sha256": entry.digest.hex,
+            "size": entry.size_bytes,
+            "pointerSize": _POINTER_SIZE_BYTES,
+        }
+    return sibling
+
+
+def describe_file(entry: FileEntry) -> dict[str, object]:
+    """Return a file as `tree` and `paths-info` list it."""
+    listed: dict[str, object] = {
+        "type": "file",
+        "oid": entry.tree_oid,
+        "size": entry.size_bytes,
+        "path": entry.path,
+    }
+    if entry.digest.algorithm == "sha256":
+        listed["lfs"] = {
+            "oid": entry.digest.hex,
+            "size": entry.size_bytes,
+            "pointerSize": _POINTER_SIZE_BYTES,
+        }
+    return listed
+
+
+def describe_folder(path: str) -> dict[str, object]:
+    """
+    Return a folder as `tree` lists it.
+
+    The hub's `oid` of a folder is git's tree id, which a file list does not tell; ours is made
+    from the path. Clients want the key and never use its value.
+    """
+    oid = hashlib.sha1(path.encode(), usedforsecurity=False).hexdigest()
+    return {"type": "directory", "oid": oid, "size": 0, "path": path}
+
+
+def list_tree(snapshot: Snapshot, folder: str, *, recursive: bool) -> list[dict[str, object]]:
+    """Return the entries below a folder, `""` for the root; folders before what is in them."""
+    prefix = f"{folder}/" if folder else ""
+    listed: dict[str, dict[str, object]] = {}
+    for entry in snapshot.files:
+        if not entry.path.startswith(prefix):
+            continue
+        inside = entry.path[len(prefix) :].split("/")
+        depths = range(1, len(inside)) if recursive else range(1, min(2, len(inside)))
+        for depth in depths:
+            path = prefix + "/".join(inside[:depth])
+            listed.setdefault(path, describe_folder(path))
+        if recursive or len(inside) == 1:
+            listed[entry.path] = describe_file(entry)
+    return list(listed.values())
+
+
+def has_folder(snapshot: Snapshot, folder: str) -> bool:
+    """Return whether any file lies below a folder."""
+    return not folder or any(entry.path.startswith(f"{folder}/") for entry in snapshot.files)
+
+
+def find_paths(snapshot: Snapshot, paths: list[str]) -> list[dict[str, object]]:
+    """Return what `paths-info` answers: the paths that exist, in the order asked."""
+    by_path = {entry.path: entry for entry in snapshot.files}
+    found = []
+    for path in paths:
+        if path in by_path:
+            found.append(describe_file(by_path[path]))
+        elif path and has_folder(snapshot, path):
+            found.append(describe_folder(path))
+    return found

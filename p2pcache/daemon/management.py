@@ -1,0 +1,346 @@
+"""
+Owns the management API of the local endpoint: downloads, residency, models, peers, pins.
+
+Knows nothing of how the engine works; asks it and writes JSON.
+Invariants: what is not proven public is not shown; field names are the contract's.
+Source: docs/reference/http-api.md; design.md §8.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from urllib.parse import unquote
+
+from aiohttp import web
+
+from p2pcache import __version__
+from p2pcache.core.credentials import Credentials
+from p2pcache.core.peers import Fault
+from p2pcache.core.refs import ModelReference
+from p2pcache.core.residency import State
+from p2pcache.daemon.guard import DOWNLOAD_ALIAS, MANAGEMENT_PREFIX
+from p2pcache.engine.cache import Cache
+from p2pcache.engine.downloads import Downloads, Job, JobOrder
+from p2pcache.errors import InputError, NotFoundError
+from p2pcache.store.catalogue import RefRow
+
+# Patterns in one request; a pattern is a file name at the longest.
+PATTERNS_MAX = 1000
+
+
+class Management:
+    """The handlers of the management API."""
+
+    def __init__(self, cache: Cache, downloads: Downloads) -> None:
+        self._cache = cache
+        self._downloads = downloads
+        self._started_s = cache.context.clock.monotonic_s()
+        self.endpoints: dict[str, str] = {}
+
+    def add_routes(self, app: web.Application) -> None:
+        """Put the handlers in."""
+        base = MANAGEMENT_PREFIX + "v1"
+        router = app.router
+        router.add_post(f"{base}/downloads", self.start_download)
+        router.add_post(DOWNLOAD_ALIAS, self.start_download)
+        router.add_get(f"{base}/downloads", self.list_downloads)
+        router.add_get(f"{base}/downloads/{{id}}", self.get_download)
+        router.add_delete(f"{base}/downloads/{{id}}", self.cancel_download)
+        router.add_get(f"{base}/residency/{{reference:.+}}", self.residency)
+        router.add_get(f"{base}/models", self.models)
+        router.add_get(f"{base}/peers", self.peers)
+        router.add_get(f"{base}/storage", self.storage)
+        router.add_get(f"{base}/status", self.status)
+        router.add_get(f"{base}/pins", self.list_pins)
+        router.add_post(f"{base}/pins", self.pin)
+        router.add_delete(f"{base}/pins", self.unpin)
+
+    # --- downloads ---
+
+    async def start_download(self, request: web.Request) -> web.Response:
+        """Begin to bring a model here; 202 at once."""
+        message = await read_object(request)
+        for name in ("target_worker", "download_path", "workers", "path", "priority"):
+            if message.get(name) is not None:
+                raise InputError(
+                    f"{name!r} is not built in this release; leave it out, and the model is "
+                    "brought to this machine's store."
+                )
+        model = get_optional_text(message, "model") or get_optional_text(message, "model_id")
+        if not model:
+            raise InputError("Name the model: {'model': 'org/name'}.")
+        order = JobOrder(
+            ModelReference.parse(model, revision=get_optional_text(message, "revision")),
+            get_patterns(message, "include"),
+            get_patterns(message, "exclude"),
+            message.get("pin") is True,
+        )
+        job = self._downloads.start(order, Credentials(get_optional_text(message, "token")))
+        return web.json_response({"id": job.id, "state": job.state.value}, status=202)
+
+    async def list_downloads(self, request: web.Request) -> web.Response:
+        """List the jobs, oldest first."""
+        jobs = [self._describe_job(job) for job in self._downloads.list_all()]
+        return web.json_response({"downloads": jobs})
+
+    async def get_download(self, request: web.Request) -> web.Response:
+        """Say how far a job is."""
+        return web.json_response(self._describe_job(self._downloads.get(request.match_info["id"])))
+
+    async def cancel_download(self, request: web.Request) -> web.Response:
+        """Stop a job; what was fetched is kept."""
+        job = await self._downloads.cancel(request.match_info["id"])
+        return web.json_response(self._describe_job(job))
+
+    def _describe_job(self, job: Job) -> dict[str, object]:
+        counts = self._downloads.count_bytes(job)
+        done = sum(counts.values())
+        rate = self._downloads.measure_rate(job)
+        described: dict[str, object] = {
+            "id": job.id,
+            "model": str(job.order.reference.repo),
+            "revision": job.order.reference.revision,
+            "commit": job.commit,
+            "state": job.state.value,
+            "bytes_total": job.bytes_total,
+            "bytes_done": done,
+            "bytes_from_peers": counts["peer"],
+            "bytes_from_upstream": counts["upstream"],
+            "bytes_from_disk": counts["disk"],
+            "rate_bps": round(rate),
+            "eta_s": round((job.bytes_total - done) / rate, 1) if rate > 0 else None,
+        }
+        if job.path is not None:
+            described["path"] = job.path
+        if job.error is not None:
+            described["error"] = {"error": job.error.code, "message": str(job.error)}
+        return described
+
+    # --- what is here ---
+
+    async def residency(self, request: web.Request) -> web.Response:
+        """Say how much of a snapshot is here, from the index alone."""
+        reference = ModelReference.parse(unquote(request.match_info["reference"]))
+        row = await self._cache.librarian.find_cached(reference)
+        free = shutil.disk_usage(self._cache.context.settings.store).free
+        answer: dict[str, object] = {
+            "model": str(reference.repo),
+            "commit": None,
+            "state": State.ABSENT.value,
+            "pinned": False,
+            "bytes_total": None,
+            "bytes_local": 0,
+            "bytes_missing": None,
+            "disk_free": free,
+            "fits_disk": None,
+        }
+        if row is not None:
+            snapshot = row.snapshot
+            measured = await self._cache.measure(list(snapshot.files))
+            answer |= {
+                "commit": snapshot.id.commit,
+                "state": measured.state.value,
+                "pinned": any(
+                    (pin.repo, pin.commit) == (snapshot.id.repo, snapshot.id.commit)
+                    for pin in await self._pins()
+                ),
+                "bytes_total": measured.bytes_total,
+                "bytes_local": measured.bytes_local,
+                "bytes_missing": measured.bytes_missing,
+                "fits_disk": measured.bytes_missing < free,
+            }
+            if measured.state is State.RESIDENT:
+                answer["path"] = self._cache.path_of(snapshot.id)
+        return web.json_response(answer)
+
+    async def models(self, request: web.Request) -> web.Response:
+        """List the snapshots of which something is here."""
+        index = self._cache.context.index
+        pins = {(pin.repo, pin.commit) for pin in await self._pins()}
+        listed = []
+        for snapshot_id in await index.call(lambda index: index.catalogue.list_snapshots()):
+            row = await self._cache.librarian.find_cached(
+                ModelReference(snapshot_id.repo, snapshot_id.commit)
+            )
+            if row is None:
+                continue
+            measured = await self._cache.measure(list(row.snapshot.files))
+            if measured.state is State.ABSENT:
+                continue
+            branches = await self._cache.librarian.list_branches(snapshot_id.repo)
+            listed.append(
+                {
+                    "model": str(snapshot_id.repo),
+                    "commit": snapshot_id.commit,
+                    "revisions": [
+                        name for name, commit in branches if commit == snapshot_id.commit
+                    ],
+                    "state": measured.state.value,
+                    "bytes_total": measured.bytes_total,
+                    "bytes_local": measured.bytes_local,
+                    "pinned": (snapshot_id.repo, snapshot_id.commit) in pins,
+                    "public": row.public_wall_s is not None,
+                    "path": self._cache.path_of(snapshot_id),
+                }
+            )
+        return web.json_response({"models": listed})
+
+    async def storage(self, request: web.Request) -> web.Response:
+        """Say what the store takes."""
+        context = self._cache.context
+        count, size_bytes = await context.index.call(lambda index: index.blobs.measure())
+        usage = shutil.disk_usage(context.settings.store)
+        return web.json_response(
+            {
+                "store": str(context.settings.store),
+                "blobs": count,
+                "blobs_bytes": size_bytes,
+                "partial_bytes": await context.in_bulk(context.store.measure_partials),
+                "disk_total": usage.total,
+                "disk_free": usage.free,
+            }
+        )
+
+    # --- who is there ---
+
+    async def peers(self, request: web.Request) -> web.Response:
+        """List the peers that answer, and the addresses that do not."""
+        now_s = self._cache.context.clock.monotonic_s()
+        listed = []
+        for peer in self._cache.swarm.peers.values():
+            reason = self._cache.context.blame.find_ban(peer.peer_id, now_s=now_s)
+            listed.append(
+                {
+                    "name": peer.name,
+                    "id": peer.peer_id,
+                    "address": peer.url.removeprefix("http://"),
+                    "version": peer.version,
+                    "via": peer.via,
+                    "state": "up" if reason is None else "banned",
+                    "reason": reason,
+                    "rate_bps": round(peer.rate_bps),
+                    "received_bytes": peer.received_bytes,
+                    "last_seen_s": round(now_s - peer.last_seen_s, 1),
+                }
+            )
+        unreachable = [
+            {"address": f"{candidate.host}:{candidate.port}", "via": candidate.via}
+            for candidate in self._cache.swarm.list_unreachable()
+        ]
+        return web.json_response({"peers": listed, "unreachable": unreachable})
+
+    async def status(self, request: web.Request) -> web.Response:
+        """Say who this daemon is and what went wrong lately."""
+        context = self._cache.context
+        settings = context.settings
+        return web.json_response(
+            {
+                "name": settings.name,
+                "id": settings.peer_id,
+                "version": __version__,
+                "store": str(settings.store),
+                **self.endpoints,
+                "upstream": settings.hf_upstream,
+                "uptime_s": round(context.clock.monotonic_s() - self._started_s, 1),
+                "peers": len(list(self._cache.swarm.iter_up())),
+                "downloads": self._downloads.count_running(),
+                "faults": [describe_fault(fault) for fault in context.blame.faults],
+            }
+        )
+
+    # --- pins ---
+
+    async def _pins(self) -> list[RefRow]:
+        return await self._cache.context.index.call(lambda index: index.catalogue.list_pins())
+
+    async def list_pins(self, request: web.Request) -> web.Response:
+        """List what is protected."""
+        return web.json_response({"pins": [describe_pin(pin) for pin in await self._pins()]})
+
+    async def pin(self, request: web.Request) -> web.Response:
+        """Protect a snapshot that is here."""
+        reference = await read_reference(request)
+        row = await self._cache.librarian.find_cached(reference)
+        if row is None:
+            raise NotFoundError(
+                f"{reference} is not here; pull it first: p2pcache pull {reference}"
+            )
+        wall_s = self._cache.context.clock.wall_s()
+        pin = RefRow(reference.repo, reference.revision, row.snapshot.id.commit, wall_s)
+        await self._cache.context.index.call(lambda index: index.catalogue.put_pin(pin))
+        return web.json_response(describe_pin(pin))
+
+    async def unpin(self, request: web.Request) -> web.Response:
+        """Stop protecting a snapshot."""
+        reference = await read_reference(request)
+        removed = await self._cache.context.index.call(
+            lambda index: index.catalogue.remove_pin(reference.repo, reference.revision)
+        )
+        if not removed:
+            raise NotFoundError(f"{reference} is not pinned; list pins with: p2pcache ls")
+        return web.json_response({"model": str(reference.repo), "revision": reference.revision})
+
+
+def describe_fault(fault: Fault) -> dict[str, object]:
+    """Return a fault for people and programs."""
+    return {
+        "source": fault.source_id,
+        "name": fault.source_name,
+        "reason": fault.reason,
+        "detail": fault.detail,
+        "at": fault.wall_s,
+    }
+
+
+def describe_pin(pin: RefRow) -> dict[str, object]:
+    """Return a pin."""
+    return {"model": str(pin.repo), "revision": pin.revision, "commit": pin.commit}
+
+
+async def read_object(request: web.Request) -> dict[str, object]:
+    """
+    Read a JSON object from a request.
+
+    Raises:
+        InputError: It is none.
+    """
+    if request.content_type != "application/json":
+        raise InputError("Send JSON: Content-Type: application/json.")
+    try:
+        message = json.loads(await request.read())
+    except (ValueError, RecursionError) as error:
+        raise InputError("The body is not JSON.") from error
+    if not isinstance(message, dict):
+        raise InputError("The body is a JSON object.")
+    return message
+
+
+async def read_reference(request: web.Request) -> ModelReference:
+    """Read `{"model", "revision"?}`."""
+    message = await read_object(request)
+    model = get_optional_text(message, "model")
+    if not model:
+        raise InputError("Name the model: {'model': 'org/name'}.")
+    return ModelReference.parse(model, revision=get_optional_text(message, "revision"))
+
+
+def get_optional_text(message: dict[str, object], key: str) -> str | None:
+    """Return a text field, None when it is absent or null."""
+    value = message.get(key)
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{key!r} is text.")
+    return value
+
+
+def get_patterns(message: dict[str, object], key: str) -> tuple[str, ...]:
+    """Return a list of globs; one alone may be given as text."""
+    value = message.get(key)
+    if value is None:
+        return ()
+    patterns = [value] if isinstance(value, str) else value
+    if not isinstance(patterns, list) or len(patterns) > PATTERNS_MAX:
+        raise InputError(f"{key!r} is a list of at most {PATTERNS_MAX} patterns.")
+    if not all(isinstance(pattern, str) and 0 < len(pattern) <= 4096 for pattern in patterns):
+        raise InputError(f"{key!r} is a list of patterns, each a text.")
+    return tuple(patterns)

@@ -1,0 +1,108 @@
+"""
+Owns `/metrics`: counters and gauges in the Prometheus text format.
+
+Knows nothing of what the numbers mean to anybody.
+Invariants: label values come from fixed sets, never from a request; names are the contract's.
+Source: Prometheus exposition format 0.0.4; docs/reference/metrics.md.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from aiohttp import web
+
+from p2pcache.daemon.answers import Handler
+from p2pcache.engine.cache import Cache
+from p2pcache.engine.downloads import Downloads
+
+Labels = tuple[tuple[str, str], ...]
+
+
+class Metrics:
+    """What an operator's monitoring reads."""
+
+    def __init__(self, cache: Cache, downloads: Downloads) -> None:
+        self._cache = cache
+        self._downloads = downloads
+        self._requests: Counter[tuple[str, int]] = Counter()
+
+    @web.middleware
+    async def count(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Count the gateway's answers by status."""
+        response = await handler(request)
+        if not request.path.startswith(("/_p2pcache/", "/metrics", "/healthz", "/readyz")):
+            self._requests["hf", response.status] += 1
+        return response
+
+    async def show(self, request: web.Request) -> web.Response:
+        """Answer `/metrics`."""
+        context = self._cache.context
+        count, size_bytes = await context.index.call(lambda index: index.blobs.measure())
+        partial_bytes = await context.in_bulk(context.store.measure_partials)
+        states = Counter(job.state.value for job in self._downloads.list_all())
+        up = list(self._cache.swarm.iter_up())
+        lines = [
+            *_family(
+                "p2pcache_bytes_total",
+                "counter",
+                "Bytes moved, by where from or to.",
+                {
+                    (("source", source), ("direction", direction)): float(n)
+                    for (source, direction), n in context.bytes_counted.items()
+                },
+            ),
+            *_family(
+                "p2pcache_chunks_rejected_total",
+                "counter",
+                "Chunks that were refused.",
+                {
+                    (("source", source), ("reason", reason)): float(n)
+                    for (source, reason), n in context.chunks_rejected.items()
+                },
+            ),
+            *_family(
+                "p2pcache_downloads",
+                "gauge",
+                "Download jobs by state.",
+                {(("state", state),): float(n) for state, n in states.items()},
+            ),
+            *_family(
+                "p2pcache_store_bytes",
+                "gauge",
+                "Bytes in the store.",
+                {
+                    (("kind", "blobs"),): float(size_bytes),
+                    (("kind", "partial"),): float(partial_bytes),
+                },
+            ),
+            *_family("p2pcache_store_blobs", "gauge", "Whole blobs.", {(): float(count)}),
+            *_family(
+                "p2pcache_peers",
+                "gauge",
+                "Peers by state.",
+                {
+                    (("state", "up"),): float(len(up)),
+                    (("state", "banned"),): float(len(self._cache.swarm.peers) - len(up)),
+                },
+            ),
+            *_family(
+                "p2pcache_gateway_requests_total",
+                "counter",
+                "Answers of the hub gateways.",
+                {
+                    (("dialect", dialect), ("code", str(code))): float(n)
+                    for (dialect, code), n in self._requests.items()
+                },
+            ),
+        ]
+        return web.Response(text="\n".join(lines) + "\n", content_type="text/plain")
+
+
+def _family(name: str, kind: str, text: str, values: Mapping[Labels, float]) -> list[str]:
+    lines = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+    for labels, value in sorted(values.items()):
+        shown = ",".join(f'{key}="{item}"' for key, item in labels)
+        lines.append(f"{name}{{{shown}}} {value:g}" if shown else f"{name} {value:g}")
+    return lines

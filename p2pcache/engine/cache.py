@@ -1,0 +1,248 @@
+"""
+Owns the story of a request, from a name to bytes that may be sent.
+
+Knows nothing of HTTP servers or command lines; read open_file() from top to bottom.
+Invariants: nobody gets bytes that the hub would refuse them; nothing is handed out that is
+neither checked nor from a trusted source; what is here is never fetched again.
+Source: design.md §5.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+
+from p2pcache.core.chunktable import ChunkTable
+from p2pcache.core.credentials import Credentials
+from p2pcache.core.digest import BlobDigest, ChunkDigest
+from p2pcache.core.layout import FIXED_LAYOUT
+from p2pcache.core.messages import SwarmEntry
+from p2pcache.core.refs import ModelReference, SnapshotId
+from p2pcache.core.residency import FileResidency, Residency, measure_residency
+from p2pcache.core.snapshot import FileEntry, Snapshot
+from p2pcache.engine.access import Access
+from p2pcache.engine.context import Context
+from p2pcache.engine.fetches import ActiveFetch, Fetches
+from p2pcache.engine.librarian import Librarian, Resolved
+from p2pcache.engine.reader import BlobReader
+from p2pcache.engine.shelf import ChunkRun, Shelf
+from p2pcache.engine.swarm import Swarm
+from p2pcache.errors import BlobNotFoundError, InvalidRangeError, OtherLayoutError, StoreFullError
+from p2pcache.store.index import Index
+
+# Left free for everybody else on the file system: SQLite, logs, the workers' own files.
+DISK_FREE_BYTES_MIN = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """A file that is here, or on its way: exactly one of the two."""
+
+    entry: FileEntry
+    fd: int
+    active: ActiveFetch | None
+
+    def close(self) -> None:
+        """Release the descriptor, for callers that only wait."""
+        os.close(self.fd)
+
+
+class Cache:
+    """What the daemon's endpoints talk to. Event loop only."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.shelf = Shelf(context)
+        self.swarm = Swarm(context, self.shelf.describe)
+        self.access = Access(context)
+        self.librarian = Librarian(context, self.swarm, self.access)
+        self.fetches = Fetches(context, self.swarm, self.shelf)
+
+    async def open_file(
+        self, reference: ModelReference, path: str, credentials: Credentials
+    ) -> tuple[Resolved, FileEntry, BlobReader]:
+        """
+        Open a file of a repository for one caller, wherever its bytes are now.
+
+        Raises:
+            NotFoundError: No such repository, revision or file.
+            UpstreamAuthError: The hub refuses this caller.
+            UpstreamUnreachableError: The hub cannot be asked, and nothing is cached.
+            StoreError: No room, or the disk failed.
+        """
+        resolved = await self.librarian.resolve(reference, credentials)
+        is_public = await self.access.check_may_read(resolved.snapshot, credentials)
+        entry = resolved.snapshot.get_file(path)
+        landing = await self.land(resolved.snapshot, entry, credentials, is_public=is_public)
+        if landing.active is None:
+            await self.publish_to_tree(resolved, [entry])
+        else:
+            self._publish_when_done(resolved, entry, landing.active)
+        return resolved, entry, BlobReader(landing.fd, entry.size_bytes, landing.active)
+
+    async def find_file(
+        self, reference: ModelReference, path: str, credentials: Credentials
+    ) -> tuple[Resolved, FileEntry]:
+        """Return what is known of a file, for a caller who may read it. Raises as open_file()."""
+        resolved = await self.librarian.resolve(reference, credentials)
+        await self.access.check_may_read(resolved.snapshot, credentials)
+        return resolved, resolved.snapshot.get_file(path)
+
+    async def land(
+        self, snapshot: Snapshot, entry: FileEntry, credentials: Credentials, *, is_public: bool
+    ) -> Landing:
+        """
+        Make sure that a file is here or on its way; the caller closes `fd`.
+
+        Raises:
+            StoreError: No room, or the disk failed.
+        """
+        while True:
+            found = await self.shelf.open_proven(entry.digest)
+            if found is not None:
+                if is_public:
+                    await self.shelf.note_public(entry.digest)
+                return Landing(entry, found.fd, None)
+            active = await self.fetches.start(snapshot, entry, credentials, is_public=is_public)
+            if not active.is_done:
+                return Landing(entry, os.dup(active.fetch.partial.fd), active)
+            await active.result()
+
+    def _publish_when_done(self, resolved: Resolved, entry: FileEntry, active: ActiveFetch) -> None:
+        """Link the file for offline workers once it is proven, whether a reader waits or not."""
+        self.fetches.after(active, lambda: self.publish_to_tree(resolved, [entry]))
+
+    async def publish_to_tree(self, resolved: Resolved, entries: list[FileEntry]) -> None:
+        """Link proven files into the tree that workers read without asking anybody."""
+        snapshot, tree = resolved.snapshot, self.context.tree
+
+        def publish() -> None:
+            tree.publish_tree(snapshot)
+            for entry in entries:
+                path = self.context.store.path_of(entry.digest)
+                if path.exists():
+                    tree.publish_file(snapshot.id, entry, path)
+            tree.publish_ref(snapshot.id.repo, resolved.revision, snapshot.id.commit)
+
+        await self.context.in_bulk(publish)
+
+    # --- what peers ask ---
+
+    async def open_run(
+        self, blob: BlobDigest, first: int, last: int, layout: str | None
+    ) -> ChunkRun:
+        """
+        Open a run of chunks for a peer; the caller closes its descriptor.
+
+        Raises:
+            OtherLayoutError: The peer cuts the blob differently.
+            InvalidRangeError: No such chunks.
+            ChunkNotYetError, BlobNotFoundError: Not here, or not for sharing.
+            BlobCorruptError: The chunks on this disk are damaged.
+        """
+        if layout not in (None, FIXED_LAYOUT):
+            raise OtherLayoutError(f"Chunks are cut as {FIXED_LAYOUT} here; run one release.")
+        description = await self.describe(blob)
+        if description is None:
+            raise BlobNotFoundError(f"{blob} is not here, or not for sharing.")
+        run_bytes_max = self.context.limits.run_bytes_max
+        if not 0 <= first <= last < description.layout.chunk_count:
+            raise InvalidRangeError(f"{blob} has {description.layout.chunk_count} chunks.")
+        if description.layout.span_of(first, last)[1] > run_bytes_max:
+            raise InvalidRangeError(f"A run has at most {run_bytes_max} bytes.")
+        run = self.fetches.open_run(blob, first, last)
+        if run is None:
+            run = await self.shelf.open_run(blob, first, last)
+        if run is None:
+            raise BlobNotFoundError(f"{blob} is not here, or not for sharing.")
+        return run
+
+    async def open_chunk(self, chunk: ChunkDigest) -> ChunkRun:
+        """
+        Open one chunk by its hash, from any public blob that has it.
+
+        Raises:
+            BlobNotFoundError: None has it.
+        """
+        place = await self.context.index.call(lambda index: index.blobs.find_chunk(chunk))
+        run = None if place is None else await self.shelf.open_run(place[0], place[1], place[1])
+        if run is None:
+            raise BlobNotFoundError(f"Chunk {chunk} is not here, or not for sharing.")
+        return run
+
+    async def describe(self, blob: BlobDigest) -> SwarmEntry | None:
+        """Return what peers may hear of a blob, arriving or whole."""
+        active = self.fetches.find(blob)
+        if active is not None and active.is_open.is_set():
+            return active.fetch.report()
+        return await self.shelf.describe(blob)
+
+    async def get_table(self, blob: BlobDigest) -> ChunkTable:
+        """
+        Return the chunk table of a public blob.
+
+        Raises:
+            BlobNotFoundError: Not here, or not for sharing.
+        """
+        active = self.fetches.find(blob)
+        table = None
+        if active is not None and active.is_open.is_set() and active.fetch.state.order.is_public:
+            table = active.fetch.partial.snapshot().table
+            for index in active.fetch.state.have - active.fetch.state.find_shareable():
+                table.clear(index)
+        if table is None:
+            table = await self.shelf.find_table(blob)
+        if table is None:
+            raise BlobNotFoundError(f"{blob} is not here, or not for sharing.")
+        return table
+
+    # --- what the index knows ---
+
+    async def measure(self, files: list[FileEntry]) -> Residency:
+        """Return how much of some files is here, asking nobody."""
+        distinct = {entry.digest: entry for entry in files}
+
+        def find_published(index: Index) -> set[BlobDigest]:
+            return {digest for digest in distinct if index.blobs.find(digest) is not None}
+
+        published = await self.context.index.call(find_published)
+        states = []
+        for digest, entry in distinct.items():
+            store = self.context.store
+            is_here = digest in published and store.path_of(digest).exists()
+            held = 0 if is_here else self._count_held_bytes(entry)
+            states.append(FileResidency(entry.size_bytes, held, is_here))
+        return measure_residency(states)
+
+    def _count_held_bytes(self, entry: FileEntry) -> int:
+        active = self.fetches.find(entry.digest)
+        if active is not None:
+            return active.fetch.state.held_bytes
+        return self.context.store.count_held_bytes(entry.digest, entry.layout)
+
+    def check_room(self, residency: Residency) -> None:
+        """
+        Refuse what cannot fit, before the first byte.
+
+        Raises:
+            StoreFullError: With the numbers.
+        """
+        free = shutil.disk_usage(self.context.settings.store).free
+        if residency.bytes_missing + DISK_FREE_BYTES_MIN > free:
+            raise StoreFullError(
+                f"{residency.bytes_missing:,} bytes are missing and the disk of "
+                f"{self.context.settings.store} has {free:,} free (of which "
+                f"{DISK_FREE_BYTES_MIN:,} stay free); make room, or pull less with --include."
+            )
+
+    def path_of(self, snapshot_id: SnapshotId) -> str:
+        """Return the folder that a loader opens."""
+        return str(self.context.tree.snapshot_path(snapshot_id))
+
+    async def close(self) -> None:
+        """Stop everything; what was fetched is kept."""
+        await self.fetches.close()
+        await self.swarm.close()
+        await self.librarian.close()
+        await self.shelf.close()

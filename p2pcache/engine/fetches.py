@@ -1,0 +1,224 @@
+"""
+Owns the fetches under way: one for each blob, however many want it.
+
+Knows nothing of how a fetch works inside.
+Invariants: a blob is fetched once at a time; a fetch that readers left goes on; its outcome is
+told to everyone who asked.
+Source: design.md §6 (single flight); desync's DedupQueue for the idea.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Awaitable, Callable
+
+from p2pcache.clock import Clock
+from p2pcache.core.credentials import Credentials
+from p2pcache.core.digest import BlobDigest
+from p2pcache.core.snapshot import FileEntry, Snapshot
+from p2pcache.engine.context import Context
+from p2pcache.engine.fetch import BlobFetch
+from p2pcache.engine.fetchstate import FetchOrder
+from p2pcache.engine.shelf import ChunkRun, Shelf
+from p2pcache.engine.swarm import Swarm
+from p2pcache.errors import BlobNotFoundError, ChunkNotYetError, NoSourceError, P2PCacheError
+
+log = logging.getLogger(__name__)
+
+# A peer that asks for chunks that are on their way comes back after this long.
+NOT_YET_RETRY_S = 1.0
+
+
+class ActiveFetch:
+    """A fetch and its task."""
+
+    def __init__(self, fetch: BlobFetch, clock: Clock) -> None:
+        self.fetch = fetch
+        self.started_s = clock.monotonic_s()
+        self.is_open = asyncio.Event()
+        # Jobs that wait for it; with a reader, or once one was here, it goes on without them.
+        self.job_count = 0
+        self.had_reader = False
+        self._clock = clock
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def task(self) -> asyncio.Task[None]:
+        """Return the task that runs the fetch."""
+        assert self._task is not None, "made by Fetches, which sets it at once"
+        return self._task
+
+    @task.setter
+    def task(self, task: asyncio.Task[None]) -> None:
+        self._task = task
+
+    @property
+    def is_done(self) -> bool:
+        """Return whether the outcome is known."""
+        return self.task.done()
+
+    async def wait_open(self) -> None:
+        """
+        Return when the file that is being filled can be read.
+
+        Raises:
+            P2PCacheError: It could not be opened.
+        """
+        opening = asyncio.ensure_future(self.is_open.wait())
+        try:
+            await asyncio.wait({opening, self.task}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            opening.cancel()
+        if not self.is_open.is_set():
+            await self.result()
+
+    async def result(self) -> None:
+        """
+        Wait for the outcome.
+
+        Raises:
+            P2PCacheError: The fetch failed.
+        """
+        try:
+            await asyncio.shield(self.task)
+        except asyncio.CancelledError:
+            if not self.task.cancelled():
+                raise
+            raise NoSourceError(
+                "The daemon stops; what was fetched is kept, ask again when it is up."
+            ) from None
+
+    async def wait_for_change(self) -> None:
+        """Return when a chunk arrived or the outcome is known."""
+        change = asyncio.ensure_future(self.fetch.wait_for_change())
+        try:
+            await asyncio.wait({change, self.task}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            change.cancel()
+
+    def leave(self) -> None:
+        """Say that a job does not want the blob any more; stops the fetch if nobody does."""
+        self.job_count -= 1
+        if self.job_count == 0 and not self.had_reader:
+            self.task.cancel()
+
+    def note_reader(self, reader_id: int, chunk_index: int) -> None:
+        """Say which chunk a reader waits for."""
+        readers = self.fetch.state.readers
+        now_s = self._clock.monotonic_s()
+        before = readers.get(reader_id)
+        if before is None or before[0] != chunk_index:
+            readers[reader_id] = (chunk_index, now_s)
+            self.fetch.note_reader_moved()
+
+    def forget_reader(self, reader_id: int) -> None:
+        """Say that a reader left."""
+        self.fetch.state.readers.pop(reader_id, None)
+
+
+class Fetches:
+    """All fetches of this daemon. Event loop only."""
+
+    def __init__(self, context: Context, swarm: Swarm, shelf: Shelf) -> None:
+        self._context = context
+        self._swarm = swarm
+        self._shelf = shelf
+        self._active: dict[BlobDigest, ActiveFetch] = {}
+        self._followers: set[asyncio.Task[None]] = set()
+
+    def find(self, blob: BlobDigest) -> ActiveFetch | None:
+        """Return the fetch of a blob, if one is under way."""
+        return self._active.get(blob)
+
+    async def start(
+        self, snapshot: Snapshot, entry: FileEntry, credentials: Credentials, *, is_public: bool
+    ) -> ActiveFetch:
+        """
+        Begin to fetch a file's blob, or join the fetch that is under way.
+
+        Raises:
+            StoreError: No room, or the disk failed.
+        """
+        active = self._active.get(entry.digest)
+        if active is None:
+            settings = self._context.settings
+            order = FetchOrder(
+                entry.digest,
+                entry.layout,
+                self._context.hub.locate(snapshot.id, entry, credentials),
+                is_public,
+                trusts_peers=settings.trust_peers,
+                trusts_upstream=self._context.upstream_is_trusted,
+            )
+            fetch = BlobFetch(self._context, self._swarm, order)
+            active = ActiveFetch(fetch, self._context.clock)
+            self._active[entry.digest] = active
+            active.task = asyncio.create_task(self._run(active))
+            active.task.add_done_callback(_retrieve)
+        await active.wait_open()
+        return active
+
+    async def _run(self, active: ActiveFetch) -> None:
+        fetch = active.fetch
+        try:
+            await fetch.open()
+            active.is_open.set()
+            stamp, table = await fetch.run()
+            is_public = fetch.state.order.is_public
+            await self._shelf.put(fetch.blob, stamp, table, is_public=is_public)
+        finally:
+            self._active.pop(fetch.blob, None)
+            fetch.close()
+
+    def open_run(self, blob: BlobDigest, first: int, last: int) -> ChunkRun | None:
+        """
+        Open a run of a public blob that is still arriving, for a peer.
+
+        Raises:
+            ChunkNotYetError: Some of it is on its way.
+            BlobNotFoundError: Some of it is neither here nor on its way.
+        """
+        active = self._active.get(blob)
+        if active is None or not active.is_open.is_set() or not active.fetch.state.order.is_public:
+            return None
+        state = active.fetch.state
+        shareable, wanted = state.find_shareable(), range(first, last + 1)
+        if not all(index in shareable for index in wanted):
+            if all(index in shareable or index in state.intent for index in wanted):
+                raise ChunkNotYetError(
+                    f"Chunks {first}-{last} of {blob} are on their way here; ask again.",
+                    retry_after_s=NOT_YET_RETRY_S,
+                )
+            raise BlobNotFoundError(f"Chunks {first}-{last} of {blob} are not here.")
+        table = active.fetch.partial.snapshot().table
+        digests = tuple(d for d in list(table)[first : last + 1] if d is not None)
+        offset, length = state.order.layout.span_of(first, last)
+        return ChunkRun(os.dup(active.fetch.partial.fd), offset, length, digests)
+
+    def after(self, active: ActiveFetch, work: Callable[[], Awaitable[None]]) -> None:
+        """Do some work once a fetch has succeeded; its failure is logged."""
+
+        async def follow() -> None:
+            with contextlib.suppress(P2PCacheError):
+                await active.result()
+                await work()
+
+        task = asyncio.create_task(follow())
+        self._followers.add(task)
+        task.add_done_callback(self._followers.discard)
+
+    async def close(self) -> None:
+        """Stop all fetches; what they have is durable when this returns."""
+        tasks = [active.task for active in self._active.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, *self._followers, return_exceptions=True)
+
+
+def _retrieve(task: asyncio.Task[None]) -> None:
+    """Log a failure that nobody may be waiting for."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.warning("a fetch failed: %s", error)

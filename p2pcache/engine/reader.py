@@ -1,0 +1,141 @@
+"""
+Owns reading a file for an HTTP client, while it is still arriving or when it is whole.
+
+Knows nothing of HTTP: yields ranges of an open file that may be sent now.
+Invariants: a byte is yielded only if its chunk was checked and its source is trusted, or the
+whole blob is proven; the last byte of a blob is never yielded before the proof, so nobody can
+end up with a whole file that is wrong.
+Source: design.md §7 ("when a gateway may send").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from p2pcache.core.layout import Layout
+from p2pcache.engine.fetches import ActiveFetch
+
+# Clients give up after 10 s without a byte: while the proof of a long file catches up, a piece
+# of its last chunk goes out this often.
+TRICKLE_INTERVAL_S = 3.0
+TRICKLE_BYTES = 1024
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Bytes that may be sent now: `length` from `offset` in the open file `fd`."""
+
+    fd: int
+    offset: int
+    length: int
+
+
+class BlobReader:
+    """
+    One client's view of one blob. Close it; the descriptor is its own.
+
+    ready() first: it returns once a body may begin and be kept flowing.
+    """
+
+    def __init__(self, fd: int, size_bytes: int, active: ActiveFetch | None) -> None:
+        """
+        Args:
+            fd: The open file; the reader closes it.
+            size_bytes: Of the whole blob.
+            active: The fetch that fills the file; None when the blob is proven.
+        """
+        self.size_bytes = size_bytes
+        self._fd = fd
+        self._active = active
+        self._layout = Layout(size_bytes)
+        self._id = next(_numbers)
+        self._is_streaming = False
+        if active is not None:
+            active.had_reader = True
+
+    async def ready(self, start: int) -> None:
+        """
+        Wait until the byte at `start` may be sent and the body can be kept flowing.
+
+        Raises:
+            P2PCacheError: The fetch failed; nothing was sent yet, so the client can be told.
+        """
+        if self._active is None or self.size_bytes == 0:
+            return
+        chunk = self._layout.index_at(start)
+        state = self._active.fetch.state
+        while not self._active.is_done:
+            if self._active.fetch.may_stream():
+                self._begin_streaming()
+                is_last = chunk + 1 == self._layout.chunk_count
+                if chunk in state.have and state.is_trusted(chunk) and not is_last:
+                    return
+            await self._wait(chunk, timeout_s=1.0)
+        await self._active.result()
+
+    async def segments(self, start: int, length: int) -> AsyncIterator[Segment]:
+        """
+        Yield what may be sent, in order, until `length` bytes from `start` were yielded.
+
+        Raises:
+            P2PCacheError: The fetch failed while bytes were still owed.
+        """
+        position, end = start, start + length
+        while position < end:
+            limit = await self._wait_for_bytes(position, end)
+            yield Segment(self._fd, position, limit - position)
+            position = limit
+
+    async def _wait_for_bytes(self, position: int, end: int) -> int:
+        """Return up to where bytes from position on may be sent; more than position."""
+        if self._active is None:
+            return end
+        state = self._active.fetch.state
+        chunk = self._layout.index_at(position)
+        last_chunk = self._layout.chunk_count - 1
+        while not self._active.is_done:
+            if chunk < last_chunk and chunk in state.have and state.is_trusted(chunk):
+                until = chunk
+                while until < last_chunk and until in state.have and state.is_trusted(until):
+                    until += 1
+                return min(end, self._layout.offset_of(until))
+            is_held = chunk == last_chunk and chunk in state.have and state.is_trusted(chunk)
+            is_quiet = await self._wait(chunk, timeout_s=TRICKLE_INTERVAL_S if is_held else 60.0)
+            if is_held and is_quiet and position + TRICKLE_BYTES < self.size_bytes:
+                return min(end, position + TRICKLE_BYTES)
+        await self._active.result()
+        return end
+
+    async def _wait(self, chunk: int, *, timeout_s: float) -> bool:
+        """Wait for something to change; returns whether nothing did for timeout_s."""
+        assert self._active is not None, "a proven blob needs no waiting"
+        self._active.note_reader(self._id, chunk)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._active.wait_for_change()
+        except TimeoutError:
+            return True
+        return False
+
+    def _begin_streaming(self) -> None:
+        if not self._is_streaming and self._active is not None:
+            self._is_streaming = True
+            self._active.fetch.state.streaming_count += 1
+
+    def close(self) -> None:
+        """Release the file; the fetch goes on without this reader. Safe to call twice."""
+        if self._active is not None:
+            self._active.forget_reader(self._id)
+            if self._is_streaming:
+                self._active.fetch.state.streaming_count -= 1
+                self._is_streaming = False
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
+            self._fd = -1
