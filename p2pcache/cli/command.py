@@ -4,7 +4,8 @@ that find the daemon.
 
 Knows nothing of any one command.
 Invariants: an error of ours never shows a traceback; with --json standard output has exactly one
-JSON value, the result or {"error", "message"}; the sentence goes to standard error in any case.
+JSON value per line and the last one is the result, or {"error", "message"}; the sentence goes to
+standard error in any case.
 Source: the table of errors in docs/reference/errors.md; design.md §8.
 """
 
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 import click
 
-from p2pcache.cli.output import echo_json
+from p2pcache.cli.output import echo_json, show_text
 from p2pcache.errors import P2PCacheError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -71,15 +72,15 @@ class Command(click.Command):
             _report(error.code, str(error), is_json=is_json)
             ctx.exit(error.exit_code)
         except InterruptedCommand as error:
-            _report("Interrupted", str(error), is_json=is_json)
+            _report("Interrupted", str(error), is_json=is_json, prefix="")
             ctx.exit(INTERRUPTED_EXIT_CODE)
         except KeyboardInterrupt:
-            _report("Interrupted", "Interrupted.", is_json=is_json)
+            _report("Interrupted", "Interrupted.", is_json=is_json, prefix="")
             ctx.exit(INTERRUPTED_EXIT_CODE)
 
 
-def _report(code: str, message: str, *, is_json: bool) -> None:
-    click.echo(f"error: {message}", err=True)
+def _report(code: str, message: str, *, is_json: bool, prefix: str = "error: ") -> None:
+    click.echo(prefix + show_text(message), err=True)
     if is_json:
         echo_json({"error": code, "message": message})
 

@@ -22,7 +22,7 @@ from p2pcache.cli.command import (
     InterruptedCommand,
     client_options,
 )
-from p2pcache.cli.output import echo_json
+from p2pcache.cli.output import echo_json, show_text
 from p2pcache.cli.progress import open_progress
 from p2pcache.client import Client
 from p2pcache.core.refs import ModelReference
@@ -165,7 +165,7 @@ def _follow(
     except P2PCacheError as error:
         if is_json and last.get("state") in ("failed", "cancelled"):
             last["error"] = {"error": error.code, "message": str(error)}
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {show_text(error)}", err=True)
             echo_json(last)
             click.get_current_context().exit(error.exit_code)
         raise

@@ -1,0 +1,50 @@
+"""
+Owns the tests of core.residency.
+
+Knows nothing of the index.
+Invariants: local and missing bytes add up to the total.
+Source: core/residency.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pcache.core.residency import FileResidency, State, measure_residency
+
+
+@st.composite
+def file_residencies(draw: st.DrawFn) -> FileResidency:
+    """A file that is held in part, in whole, or proven."""
+    size = draw(st.integers(0, 100))
+    return FileResidency(size, draw(st.integers(0, size)), draw(st.booleans()))
+
+
+@given(st.lists(file_residencies()))
+def test_residency_any_files_add_up(files: list[FileResidency]) -> None:
+    """Nothing is counted twice, and resident means that nothing is missing."""
+    found = measure_residency(files)
+    assert found.bytes_local + found.bytes_missing == found.bytes_total
+    assert found.bytes_total == sum(entry.size_bytes for entry in files)
+    assert (found.state is State.RESIDENT) is all(entry.is_proven for entry in files)
+    if found.state is State.RESIDENT:
+        assert found.bytes_missing == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "state"),
+    [
+        ([], State.RESIDENT),
+        ([FileResidency(10, 0, True)], State.RESIDENT),
+        ([FileResidency(10, 0, False)], State.ABSENT),
+        ([FileResidency(10, 3, False)], State.PARTIAL),
+        ([FileResidency(10, 10, False)], State.VERIFYING),
+        ([FileResidency(10, 0, True), FileResidency(10, 0, False)], State.PARTIAL),
+        ([FileResidency(10, 0, True), FileResidency(10, 10, False)], State.VERIFYING),
+    ],
+)
+def test_residency_each_state_has_its_case(files: list[FileResidency], state: State) -> None:
+    """The states follow from what is held and what is proven."""
+    assert measure_residency(files).state is state

@@ -1,0 +1,131 @@
+"""
+Owns that a wrong byte, wherever it comes from, never reaches a reader, and that the source is named.
+
+Knows nothing of how it is found out.
+Invariants: the final files equal the truth; the fault shows in `status`.
+Source: threats T1 and T30; design.md §6.6.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.daemons import run_p2pcache
+from tests.hostile import FlippingWire, LyingPeer, sha256_blob
+from tests.hub import HubProcess
+from tests.integration.conftest import MODEL, MakeDaemon, assert_same_files
+
+
+def find_weights(store: Path) -> Path:
+    """Return the file of the largest blob of a store."""
+    return max((p for p in (store / "blobs").glob("*/*/*")), key=lambda p: p.stat().st_size)
+
+
+def flip_bit(path: Path, offset: int, *, keeps_time: bool) -> None:
+    """Flip one bit of a published file, as a disk or a stray program would."""
+    before = path.stat()
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+    path.chmod(0o444)
+    if keeps_time:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def get_faults(daemon: Any) -> list[dict[str, Any]]:
+    """Return what the daemon holds against its sources."""
+    faults: list[dict[str, Any]] = daemon.client.status()["faults"]
+    return faults
+
+
+def test_bit_flipped_on_the_wire_is_refused_and_named(
+    models: Path, hub: HubProcess, make_daemon: MakeDaemon
+) -> None:
+    """A relay that flips one bit costs a chunk, which the hub gives; the peer is named."""
+    first = make_daemon("a", upstream=hub.url).start()
+    assert first.pull(MODEL).returncode == 0
+    with FlippingWire(first.peer) as wire:
+        second = make_daemon("b", upstream=hub.url, peers=[wire.address]).start()
+        result = second.pull(MODEL)
+        assert result.returncode == 0, result.stderr
+        assert wire.flipped > 0
+    assert_same_files(Path(result.stdout.splitlines()[-1]), models)
+    fault = get_faults(second)[0]
+    assert (fault["name"], fault["reason"]) == ("a", "wrong bytes")
+    shown = run_p2pcache("status", *second.where)
+    assert "wrong bytes" in shown.stdout
+
+
+@pytest.mark.parametrize("keeps_time", [True, False], ids=["silent", "visible"])
+def test_bit_flipped_on_a_peers_disk_is_refused_and_named(
+    models: Path, hub: HubProcess, make_daemon: MakeDaemon, keeps_time: bool
+) -> None:
+    """Bit rot at a peer is found by whoever asks, healed from the hub, and the peer is named."""
+    first = make_daemon("a", upstream=hub.url).start()
+    assert first.pull(MODEL).returncode == 0
+    flip_bit(find_weights(first.store), 50_000_000, keeps_time=keeps_time)
+    second = make_daemon("b", upstream=hub.url, peers=[first.peer]).start()
+    result = second.pull(MODEL)
+    assert result.returncode == 0, result.stderr
+    assert_same_files(Path(result.stdout.splitlines()[-1]), models)
+    assert "a" in {fault["name"] for fault in get_faults(second)}
+
+
+def test_file_changed_on_own_disk_is_healed_before_it_is_read(
+    models: Path, hub: HubProcess, make_daemon: MakeDaemon
+) -> None:
+    """A published file that changed is hashed before the next reader; one chunk is refetched."""
+    daemon = make_daemon("a", upstream=hub.url).start()
+    assert daemon.pull(MODEL).returncode == 0
+    before = hub.stats()["body_bytes"]
+    flip_bit(find_weights(daemon.store), 50_000_000, keeps_time=False)
+    result = daemon.pull(MODEL)
+    assert result.returncode == 0, result.stderr
+    assert_same_files(Path(result.stdout.splitlines()[-1]), models)
+    assert hub.stats()["body_bytes"] - before == 4 * 1024 * 1024
+
+
+@pytest.mark.parametrize("trust", [True, False], ids=["trusting", "untrusting"])
+def test_peer_that_lies_with_right_claims_is_found_out(
+    models: Path, hub: HubProcess, make_daemon: MakeDaemon, trust: bool
+) -> None:
+    """A liar whose claims match its lies fails the proof of the whole, and is banned for it."""
+    content = (models / MODEL / "model.safetensors").read_bytes()
+
+    def tamper(index: int, chunk: bytes) -> bytes:
+        return b"\xff" + chunk[1:] if index % 2 else chunk
+
+    with LyingPeer({sha256_blob(content): content}, tamper) as liar:
+        daemon = make_daemon(
+            "a", upstream=hub.url, peers=[liar.address], trust_peers=trust
+        ).start()
+        result = daemon.pull(MODEL)
+        assert result.returncode == 0, result.stderr
+        assert liar.sent_chunks > 0
+        peers = daemon.client.peers()["peers"]
+    assert_same_files(Path(result.stdout.splitlines()[-1]), models)
+    assert [fault["name"] for fault in get_faults(daemon)][0] == "liar"
+    assert [(peer["name"], peer["state"]) for peer in peers] == [("liar", "banned")]
+
+
+def test_hub_that_sends_a_wrong_byte_is_not_believed(
+    models: Path, make_daemon: MakeDaemon
+) -> None:
+    """Wrong bytes from the hub itself are never published; the pull fails with exit code 11."""
+    with HubProcess(models) as hub:
+        hub.faults(flips={f"{MODEL}/model.safetensors": 1_000_000})
+        daemon = make_daemon("a", upstream=hub.url).start()
+        result = daemon.pull(MODEL)
+        assert result.returncode == 11, result.stderr
+        assert "Traceback" not in result.stderr
+        hub.faults()
+        result = daemon.pull(MODEL)
+    assert result.returncode == 0, result.stderr
+    assert_same_files(Path(result.stdout.splitlines()[-1]), models)
