@@ -25,8 +25,6 @@ from p2pcache.core.credentials import Credentials
 from p2pcache.core.refs import ModelReference
 from p2pcache.discovery.address import parse_host_port
 from p2pcache.errors import (
-    BlobCorruptError,
-    ChunkMismatchError,
     ConfigError,
     DaemonError,
     DaemonUnreachableError,
@@ -37,15 +35,18 @@ from p2pcache.errors import (
     P2PCacheError,
     SourceError,
     StoreError,
-    UpstreamAuthError,
     UpstreamRateLimitedError,
     UpstreamUnreachableError,
 )
-from p2pcache.store.home import ENDPOINT_NAME, TOKEN_NAME
 
 Json = dict[str, Any]
 
+# What store.home and config say as well, and a test compares: importing them would cost every
+# command more time than it takes to run.
 LOCAL_DEFAULT = "127.0.0.1:7277"
+ENDPOINT_NAME = "daemon.json"
+LOCK_NAME = "lock"
+TOKEN_NAME = "admin-token"  # noqa: S105
 API_PREFIX = "/_p2pcache/v1"
 FINAL_STATES = frozenset({"done", "failed", "cancelled"})
 # The daemon asks the hub at most twice for one answer, 8 s each, and may wait for its disk.
@@ -55,8 +56,14 @@ ANSWER_BYTES_MAX = 64 * 1024 * 1024
 _SMALL_FILE_BYTES_MAX = 4_096
 _ADMIN_TOKEN = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
+# Fields that a class insists on and that bodies do not carry.
+_FIELDS_BY_CODE: dict[str, dict[str, Any]] = {
+    "ChunkMismatch": {"chunk_index": -1, "peer_id": ""},
+    "BlobCorrupt": {"path": ""},
+    "ChunkNotYet": {"retry_after_s": 0.0},
+}
 _CLASS_BY_STATUS: dict[int, type[P2PCacheError]] = {
-    401: UpstreamAuthError,
+    401: ForbiddenError,
     403: ForbiddenError,
     404: NotFoundError,
     416: InvalidRangeError,
@@ -93,6 +100,7 @@ class Client:
 
         Raises:
             ConfigError: An endpoint that is no loopback address.
+            DaemonUnreachableError: No daemon runs on the store that was named.
         """
         self._store = find_named_store(store)
         self._host, self._port = find_endpoint(local, store)
@@ -238,11 +246,21 @@ class Client:
         path = store / TOKEN_NAME
         text = _try_read(path).strip()
         if not _ADMIN_TOKEN.fullmatch(text):
+            self._check_answers()  # without a daemon that is the news, not the token
+        if not _ADMIN_TOKEN.fullmatch(text):
             raise ForbiddenError(
                 f"No admin token can be read in {path}; run this as the daemon's user, "
                 "or name the daemon's store with --store DIR."
             )
         return text
+
+    def _check_answers(self) -> None:
+        import socket
+
+        try:
+            socket.create_connection((self._host, self._port), self._timeout_s).close()
+        except OSError as error:
+            raise self._unreachable() from error
 
     def _request(self, method: str, path: str, body: Json | None, headers: dict[str, str]) -> Json:
         import http.client
@@ -261,8 +279,8 @@ class Client:
                 "look at its log, or start it again with: p2pcache up"
             ) from error
         except http.client.HTTPException as error:
-            # RemoteDisconnected is an OSError as well: a daemon that ended in between.
-            if isinstance(error, OSError):
+            # A daemon that ended in between, before its answer or inside it.
+            if isinstance(error, http.client.RemoteDisconnected | http.client.IncompleteRead):
                 raise self._unreachable() from error
             raise self._not_ours() from error
         except OSError as error:
@@ -271,6 +289,9 @@ class Client:
             raise self._unreachable() from error
         finally:
             connection.close()
+        # What a sized read leaves open: the connection ended before the length that was promised.
+        if response.length and len(answer) <= ANSWER_BYTES_MAX:
+            raise self._unreachable()
         return self._read(response.status, answer)
 
     def _read(self, status: int, answer: bytes) -> Json:
@@ -286,6 +307,11 @@ class Client:
         if status >= 400:
             if not isinstance(decoded.get("error"), str):
                 raise self._not_ours(status)
+            if decoded["error"] == "MissingToken":
+                raise ForbiddenError(
+                    f"The daemon at {self.url} has another store than the one whose admin token "
+                    "was shown; name the daemon's store with --store DIR."
+                )
             raise error_of_answer(status, decoded)
         if status >= 300:
             raise self._not_ours(status)
@@ -326,6 +352,7 @@ def find_endpoint(local: str | None = None, store: Path | None = None) -> tuple[
 
     Raises:
         ConfigError: An endpoint that was given and is no loopback address.
+        DaemonUnreachableError: No daemon runs on the store that was named.
     """
     for text, origin in ((local, "--local"), (os.environ.get("P2PCACHE_LOCAL"), "P2PCACHE_LOCAL")):
         if text is not None and text.strip() and not text.rstrip("/").endswith(":0"):
@@ -333,12 +360,43 @@ def find_endpoint(local: str | None = None, store: Path | None = None) -> tuple[
                 return _parse_local(text)
             except InputError as error:
                 raise ConfigError(f"{origin}: {error}") from error
+    named = find_named_store(store)
+    folder = named or default_store()
     try:
-        left = json.loads(_try_read((find_named_store(store) or default_store()) / ENDPOINT_NAME))
-        return _parse_local(left["local"])
+        left = json.loads(_try_read(folder / ENDPOINT_NAME))
+        address = _parse_local(str(left["local"]))
     except (ValueError, TypeError, KeyError, RecursionError, InputError):
         # No daemon, or one that was killed while it wrote: nothing that a caller could mend.
-        return _parse_local(LOCAL_DEFAULT)
+        address = None
+    if address is not None and not _is_abandoned(folder):
+        return address
+    if named is not None:
+        raise DaemonUnreachableError(
+            f"No daemon runs on the store {named}; start one with: p2pcache up --store {named}"
+        )
+    return _parse_local(LOCAL_DEFAULT)
+
+
+def _is_abandoned(store: Path) -> bool:
+    """
+    Return whether no daemon holds the store, though one was there: it was killed.
+
+    Whoever listens on its port now is somebody else, and must not be sent our tokens.
+    """
+    import fcntl
+
+    try:
+        fd = os.open(store / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    else:
+        return True
+    finally:
+        os.close(fd)
 
 
 def error_of_answer(status: int, answer: Json) -> P2PCacheError:
@@ -351,13 +409,10 @@ def error_of_answer(status: int, answer: Json) -> P2PCacheError:
     """
     code, message = str(answer.get("error", "")), str(answer.get("message", ""))
     message = message or f"The daemon answered {code or status} without a reason; see its log."
-    if code == "ChunkMismatch":
-        return ChunkMismatchError(message, chunk_index=-1, peer_id="")
-    if code == "BlobCorrupt":
-        return BlobCorruptError(message, path="")
     known = {cls.__name__.removesuffix("Error"): cls for cls in _iter_classes(P2PCacheError)}
     fallback = InputError if 400 <= status < 500 else P2PCacheError
-    return known.get(code, _CLASS_BY_STATUS.get(status, fallback))(message)
+    cls = known.get(code, _CLASS_BY_STATUS.get(status, fallback))
+    return cls(message, **_FIELDS_BY_CODE.get(code, {}))
 
 
 def error_of_download(job: Json) -> P2PCacheError | None:

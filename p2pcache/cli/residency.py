@@ -99,13 +99,15 @@ def _echo_residency(answer: dict[str, Any]) -> None:
         ("here", show_size(answer.get("bytes_local"))),
         ("missing", show_size(answer.get("bytes_missing"))),
     ]
+    # What this release does not estimate is left out, not shown as nothing.
+    if answer.get("bytes_missing") and "missing_from_peers" in answer:
+        fields.append(("from peers", show_size(answer["missing_from_peers"])))
+    if answer.get("bytes_missing") and "missing_from_upstream" in answer:
+        fields.append(("from upstream", show_size(answer["missing_from_upstream"])))
+    if answer.get("bytes_missing") and "eta_s" in answer:
+        fields.append(("time left", _show_eta(answer["eta_s"])))
     if answer.get("bytes_missing"):
-        fields += [
-            ("from peers", show_size(answer.get("missing_from_peers"))),
-            ("from upstream", show_size(answer.get("missing_from_upstream"))),
-            ("time left", _show_eta(answer.get("eta_s"))),
-            ("disk free", show_size(answer.get("disk_free"))),
-        ]
+        fields.append(("disk free", show_size(answer.get("disk_free"))))
     if answer.get("path"):
         fields.append(("path", show_text(answer["path"])))
     echo_fields(fields)

@@ -13,12 +13,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from random import Random
+from typing import TYPE_CHECKING
 
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import CHUNK_SIZE_BYTES, Layout
 from p2pcache.core.rendezvous import find_owner
+
+if TYPE_CHECKING:
+    from random import Random
 
 UPSTREAM = "upstream"
 

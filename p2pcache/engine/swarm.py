@@ -236,7 +236,7 @@ class Swarm:
     # --- one task per address ---
 
     async def _watch(self, candidate: Candidate) -> None:
-        """Greet, exchange while there is something to say, probe while there is not."""
+        """Exchange often while there is something to say, now and then while there is not."""
         key = (candidate.host, candidate.port)
         peer_id: str | None = None
         while True:
@@ -277,22 +277,21 @@ class Swarm:
         number = self._round
         host = f"[{candidate.host}]" if ":" in candidate.host else candidate.host
         url = f"http://{host}:{candidate.port}"
-        ours = await self._our_side(list(self._reporters))
-        if ours.entries and self._is_up_at(key):
-            theirs = Exchange.from_json(
-                await self._request(url, "POST", "/v1/swarm", ours.to_json())
-            )
-            hello, entries = theirs.hello, theirs.entries
-        else:
+        is_second_address = key in self._greeted and not self._is_up_at(key)
+        if is_second_address:
             hello, entries = Hello.from_json(await self._request(url, "GET", "/v1/hello")), ()
+        else:
+            ours = await self._our_side(list(self._reporters))
+            answer = await self._request(url, "POST", "/v1/swarm", ours.to_json())
+            theirs = Exchange.from_json(answer)
+            hello, entries = theirs.hello, theirs.entries
         if hello.peer_id == self._context.settings.peer_id:
             return None
-        was_up = self._is_up_at(key)
         self._meet(hello, candidate.host, candidate.port, candidate.via)
-        self.peers[hello.peer_id].last_seen_s = self._context.clock.monotonic_s()
+        peer = self.peers.get(hello.peer_id)
+        if peer is not None:
+            peer.last_seen_s = self._context.clock.monotonic_s()
         self._hear(hello.peer_id, entries)
-        if not was_up and self._is_up_at(key) and self._reporters:
-            return await self._visit(candidate)
         self._rounds[key] = number
         return hello.peer_id
 

@@ -285,9 +285,12 @@ class FilePartial:
         except OSError as error:
             raise store_error(error, self.path) from error
 
-    def _append(self, record: bytes) -> None:
+    def _check_not_poisoned(self) -> None:
         if self._is_poisoned:
-            raise StoreError(f"{self.path} could not be synced; fetching the file again.")
+            raise StoreError(f"{self.path} could not be synced; ask again: it starts anew.")
+
+    def _append(self, record: bytes) -> None:
+        self._check_not_poisoned()
         try:
             end = os.lseek(self._record_fd, 0, os.SEEK_END)
             if os.pwrite(self._record_fd, record, end) != len(record):
@@ -336,6 +339,7 @@ class FilePartial:
     def flush(self) -> None:
         """Sync the data, then commit the records that speak for it."""
         with self._lock:
+            self._check_not_poisoned()
             end = os.lseek(self._record_fd, 0, os.SEEK_END)
             covered = (end - HEADER_SIZE_BYTES) // RECORD_SIZE_BYTES
         try:

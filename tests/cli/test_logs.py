@@ -34,9 +34,7 @@ def make_record(message: str, *, is_failure: bool = False) -> logging.LogRecord:
 def test_text_line_of_record_is_one_line() -> None:
     """A peer cannot write a second line, or to the terminal."""
     line = TextLines().format(make_record("peer %s\nERROR fake\x1b[2J"))
-    assert line == (
-        "2026-01-01T00:00:00.250Z INFO p2pcache.x: peer a\\nERROR fake\\x1b[2J"
-    )
+    assert line == ("2026-01-01T00:00:00.250Z INFO p2pcache.x: peer a\\nERROR fake\\x1b[2J")
 
 
 def test_json_line_of_record_has_fields() -> None:

@@ -99,7 +99,6 @@ def test_redirect_next_hop_gets_the_token_only_at_the_hub(
         "http://hub.example/b",
         "http://cdn.example/b",
         "file:///etc/passwd",
-        "https://",
         "https://a:x/",
         "http://[",
         "//[::1",

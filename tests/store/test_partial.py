@@ -1,0 +1,564 @@
+"""
+Owns the tests of store.partial: what is believed after a crash, and what happens on a bad disk.
+
+Knows nothing of sources. A crash is played by keeping a part of the record, or by changing bytes
+that no commit covers, before the partial is opened again.
+Invariants: a record that is false never survives an open; what a commit covers is kept.
+Source: store/partial.py; docs/reference/store-layout.md.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pcache.core.layout import Layout
+from p2pcache.core.verify import digest_of
+from p2pcache.errors import StoreError, StoreFullError
+from p2pcache.store.blobs import FileBlobStore
+from p2pcache.store.havelog import HEADER_SIZE_BYTES, RECORD_SIZE_BYTES, Kind, iter_records
+from p2pcache.store.partial import FilePartial
+from tests.samples import PEER_ID, Sample, make_sample
+
+pytestmark = pytest.mark.usefixtures("small_chunks")
+
+SAMPLE = make_sample(6 * 4096 - 100)
+Opener = Callable[[], FilePartial]
+
+
+@pytest.fixture
+def open_partial(tmp_path: Path) -> Iterator[Opener]:
+    """Open the sample's partial, as often as needed; all are closed at the end."""
+    opened: list[FilePartial] = []
+
+    def open_one() -> FilePartial:
+        opened.append(
+            FilePartial(tmp_path / "data", tmp_path / "data.have", SAMPLE.blob, SAMPLE.layout)
+        )
+        return opened[-1]
+
+    yield open_one
+    for partial in opened:
+        partial.close()
+
+
+def held(partial: FilePartial) -> list[int]:
+    """List the chunks that a partial says it holds."""
+    return list(partial.snapshot().have)
+
+
+def assert_true_to_disk(partial: FilePartial, sample: Sample = SAMPLE) -> None:
+    """Every chunk that is reported has the digest that is reported for it."""
+    state = partial.snapshot()
+    for index in state.have:
+        view = memoryview(bytearray(sample.layout.length_of(index)))
+        partial.read_into(sample.layout.offset_of(index), view)
+        assert digest_of(view) == state.table.find(index), index
+
+
+def cut_record(partial: FilePartial, record_count: int, extra_bytes: int = 0) -> None:
+    """Lose the end of the record, as a power cut may."""
+    size = HEADER_SIZE_BYTES + record_count * RECORD_SIZE_BYTES + extra_bytes
+    os.truncate(partial.record_path, size)
+
+
+def damage(partial: FilePartial, chunk_index: int) -> None:
+    """Change bytes of a chunk behind the partial's back, as a lost write does."""
+    with partial.path.open("r+b") as file:
+        file.seek(SAMPLE.layout.offset_of(chunk_index))
+        file.write(b"\0" * 50)
+
+
+# --- recovery ---
+
+
+def test_partial_committed_chunks_are_believed(open_partial: Opener) -> None:
+    """What a flush covered is held after a crash, with digest and source."""
+    partial = open_partial()
+    partial.put(SAMPLE.chunk(0), "upstream")
+    partial.put(SAMPLE.chunk(5), PEER_ID)
+    partial.flush()
+    again = open_partial()
+    assert held(again) == [0, 5]
+    assert again.snapshot().sources == {0: "upstream", 5: PEER_ID}
+    assert_true_to_disk(again)
+
+
+def test_partial_uncommitted_chunk_is_hashed_again(open_partial: Opener) -> None:
+    """A record without a commit is believed only if the bytes are really there."""
+    partial = open_partial()
+    partial.put(SAMPLE.chunk(0), PEER_ID)
+    partial.flush()
+    partial.put(SAMPLE.chunk(1), PEER_ID)
+    partial.put(SAMPLE.chunk(2), PEER_ID)
+    damage(partial, 2)
+    again = open_partial()
+    assert held(again) == [0, 1]
+    assert_true_to_disk(again)
+
+
+def test_partial_committed_chunk_is_not_hashed_again(
+    open_partial: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large partial opens fast: what is durable is not read."""
+    partial = open_partial()
+    for chunk in SAMPLE.chunks():
+        partial.put(chunk, PEER_ID)
+    partial.flush()
+
+    def refuse(_: object) -> None:
+        pytest.fail("a committed chunk was hashed")
+
+    monkeypatch.setattr("p2pcache.store.partial.digest_of", refuse)
+    assert len(held(open_partial())) == 6
+
+
+@pytest.mark.parametrize("record_count", range(8))
+@pytest.mark.parametrize("extra_bytes", [0, 1, RECORD_SIZE_BYTES - 1])
+def test_partial_record_cut_anywhere_reports_nothing_false(
+    open_partial: Opener, record_count: int, extra_bytes: int
+) -> None:
+    """The log may end after any byte; bytes that no surviving commit covers may be lost."""
+    partial = open_partial()
+    for index in (0, 1):
+        partial.put(SAMPLE.chunk(index), PEER_ID)
+    partial.flush()
+    for index in (2, 3, 4):
+        partial.put(SAMPLE.chunk(index), PEER_ID)
+    partial.flush()
+    cut_record(partial, record_count, extra_bytes)
+    lost = 3 if record_count < 7 else None
+    if lost is not None:
+        damage(partial, lost)
+    again = open_partial()
+    assert held(again) == [i for i in range(min(record_count, 7)) if i < 2] + [
+        i for i in (2, 3, 4) if i < record_count - 1 and i != lost
+    ]
+    assert_true_to_disk(again)
+    assert held(open_partial()) == held(again)
+
+
+def test_partial_open_again_starts_the_record_anew(open_partial: Opener) -> None:
+    """The log does not grow from start to start."""
+    partial = open_partial()
+    for _ in range(20):
+        partial.put(SAMPLE.chunk(0), PEER_ID)
+        partial.flush()
+        partial.forget([0])
+    partial.put(SAMPLE.chunk(1), PEER_ID)
+    again = open_partial()
+    kinds = [r.kind for r in iter_records(again.record_path.read_bytes(), SAMPLE.layout)]
+    assert kinds == [Kind.CHUNK, Kind.COMMIT]
+    assert held(open_partial()) == [1]
+
+
+def test_partial_forgotten_chunk_stays_forgotten_after_a_crash(open_partial: Opener) -> None:
+    """A wrong chunk does not come back, although an old commit covers its record."""
+    partial = open_partial()
+    partial.put(SAMPLE.wrong_chunk(0), PEER_ID)
+    partial.flush()
+    partial.forget([0])
+    assert held(open_partial()) == []
+
+
+def test_partial_forget_is_durable_before_other_bytes_are_written(
+    open_partial: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a crash could leave the old digest standing for the new bytes."""
+    partial = open_partial()
+    partial.put(SAMPLE.wrong_chunk(0), PEER_ID)
+    partial.flush()
+    synced: list[str] = []
+    real = os.fdatasync
+
+    def fdatasync(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    partial.forget([0])
+    assert synced == [str(partial.record_path)]
+
+
+def test_partial_foreign_record_is_started_anew(open_partial: Opener) -> None:
+    """A log of another blob's size says nothing."""
+    partial = open_partial()
+    partial.put(SAMPLE.chunk(0), PEER_ID)
+    partial.flush()
+    content = bytearray(partial.record_path.read_bytes())
+    content[9] ^= 1
+    partial.record_path.write_bytes(bytes(content))
+    again = open_partial()
+    assert held(again) == []
+    again.put(SAMPLE.chunk(3), PEER_ID)
+    again.flush()
+    assert held(open_partial()) == [3]
+
+
+@pytest.mark.parametrize("size_bytes", [None, 0, 100])
+def test_partial_record_that_outlived_its_file_is_not_believed(
+    open_partial: Opener, size_bytes: int | None
+) -> None:
+    """A record whose file is gone, or was made again, speaks of bytes that are not there."""
+    partial = open_partial()
+    partial.put(SAMPLE.chunk(0), PEER_ID)
+    partial.flush()
+    if size_bytes is None:
+        partial.path.unlink()
+    else:
+        os.truncate(partial.path, size_bytes)
+    again = open_partial()
+    assert held(again) == []
+    assert again.path.stat().st_size == len(SAMPLE.content)
+
+
+def test_partial_left_read_only_by_a_crash_is_opened_again(
+    open_partial: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash between the mode and the rename must not block the download for ever."""
+    partial = open_partial()
+    partial.put(SAMPLE.chunk(0), PEER_ID)
+    partial.seal(0o444)
+    real = os.open
+
+    def open_as_a_user(path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
+        is_writing = flags & (os.O_RDWR | os.O_WRONLY)
+        if is_writing and Path(path).exists() and not Path(path).stat().st_mode & 0o200:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, flags, mode, **more)
+
+    monkeypatch.setattr(os, "open", open_as_a_user)
+    assert held(open_partial()) == [0]
+
+
+def test_partial_symbolic_link_in_its_place_is_refused(
+    open_partial: Opener, tmp_path: Path
+) -> None:
+    """A link is not followed: what it points to is not ours to write."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / "data").symlink_to(victim)
+    with pytest.raises(StoreError):
+        open_partial()
+    assert victim.read_bytes() == b"precious"
+
+
+# --- the start of a chunk ---
+
+
+def test_partial_prefix_is_kept_over_a_crash(open_partial: Opener) -> None:
+    """The start of a chunk that was arriving is found again and its bytes are there."""
+    partial = open_partial()
+    content = memoryview(SAMPLE.bytes_of(2))
+    partial.put_prefix(2, content[:1000], 0)
+    partial.put_prefix(2, content[:3000], 1000)
+    assert partial.count_prefix_bytes() == 3000
+    again = open_partial()
+    assert again.find_prefix_bytes(2) == 3000
+    assert held(again) == []
+    view = memoryview(bytearray(3000))
+    again.read_into(SAMPLE.layout.offset_of(2), view)
+    assert view == content[:3000]
+    assert open_partial().find_prefix_bytes(2) == 3000
+
+
+def test_partial_prefix_beside_chunks_is_kept_when_the_record_is_rewritten(
+    open_partial: Opener,
+) -> None:
+    """Held chunks and a start survive several opens together."""
+    partial = open_partial()
+    partial.put(SAMPLE.chunk(0), PEER_ID)
+    partial.put_prefix(2, memoryview(SAMPLE.bytes_of(2))[:10], 0)
+    for _ in range(3):
+        again = open_partial()
+        assert (held(again), again.find_prefix_bytes(2)) == ([0], 10)
+
+
+def test_partial_damaged_prefix_is_dropped(open_partial: Opener) -> None:
+    """A start whose bytes did not reach the disk is not resumed from."""
+    partial = open_partial()
+    partial.put_prefix(2, memoryview(SAMPLE.bytes_of(2))[:1000], 0)
+    damage(partial, 2)
+    assert open_partial().find_prefix_bytes(2) == 0
+
+
+def test_partial_whole_chunk_ends_its_prefix(open_partial: Opener) -> None:
+    """A chunk that is held has no start to resume; a late one changes nothing."""
+    partial = open_partial()
+    partial.put_prefix(2, memoryview(SAMPLE.bytes_of(2))[:1000], 0)
+    partial.put(SAMPLE.chunk(2), PEER_ID)
+    assert partial.find_prefix_bytes(2) == 0
+    partial.put_prefix(2, memoryview(bytes(1000)), 0)
+    assert_true_to_disk(partial)
+    again = open_partial()
+    assert (held(again), again.find_prefix_bytes(2)) == ([2], 0)
+
+
+def test_partial_forgotten_chunk_takes_its_prefix_along(open_partial: Opener) -> None:
+    """After forget() a chunk starts from nothing at the next open."""
+    partial = open_partial()
+    partial.put_prefix(2, memoryview(SAMPLE.bytes_of(2))[:1000], 0)
+    partial.put(SAMPLE.chunk(2), PEER_ID)
+    partial.forget([2])
+    assert open_partial().find_prefix_bytes(2) == 0
+
+
+# --- threads ---
+
+
+def test_partial_second_writer_of_a_chunk_waits_and_writes_nothing(
+    open_partial: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sources that send the same chunk at once do not mix their bytes."""
+    partial = open_partial()
+    is_writing, may_go_on = threading.Event(), threading.Event()
+    writes: list[int] = []
+    real = os.pwrite
+
+    def pwrite(fd: int, content: Any, offset: int) -> int:
+        if fd == partial.fd:
+            writes.append(offset)
+            is_writing.set()
+            assert may_go_on.wait(10)
+        return real(fd, content, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    first = threading.Thread(target=partial.put, args=(SAMPLE.chunk(1), PEER_ID))
+    second = threading.Thread(target=partial.put, args=(SAMPLE.wrong_chunk(1), "upstream"))
+    first.start()
+    assert is_writing.wait(10)
+    second.start()
+    may_go_on.set()
+    first.join(10)
+    second.join(10)
+    assert len(writes) == 1
+    assert partial.snapshot().sources == {1: PEER_ID}
+    assert_true_to_disk(partial)
+
+
+# --- a bad disk ---
+
+
+def fail_with(number: int) -> Callable[..., int]:
+    """Make a system call that fails."""
+
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def test_partial_after_a_failed_sync_nothing_is_believed(
+    open_partial: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel reports a lost write once; no later sync and no later open may forget that."""
+    partial = open_partial()
+    partial.put(SAMPLE.chunk(0), PEER_ID)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail_with(errno.EIO))
+        with pytest.raises(StoreError):
+            partial.flush()
+    with pytest.raises(StoreError):
+        partial.flush()
+    with pytest.raises(StoreError):
+        partial.put(SAMPLE.chunk(1), PEER_ID)
+    assert held(open_partial()) == []
+
+
+@pytest.mark.parametrize("call", ["fsync", "fchmod"])
+def test_partial_failed_seal_poisons_too(
+    open_partial: Opener, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """The last sync before the rename counts like every other."""
+    partial = open_partial()
+    partial.put(SAMPLE.chunk(0), PEER_ID)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail_with(errno.EIO))
+        with pytest.raises(StoreError):
+            partial.seal(0o444)
+    with pytest.raises(StoreError):
+        partial.seal(0o444)
+    assert held(open_partial()) == []
+
+
+def test_partial_failed_sync_of_a_forget_poisons(
+    open_partial: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it cannot be recorded that a chunk is wrong, the whole record goes."""
+    partial = open_partial()
+    partial.put(SAMPLE.wrong_chunk(0), PEER_ID)
+    partial.flush()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail_with(errno.EIO))
+        with pytest.raises(StoreError):
+            partial.forget([0])
+    assert held(open_partial()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ENOSPC, StoreFullError), (errno.EDQUOT, StoreFullError), (errno.EIO, StoreError)],
+)
+def test_partial_failed_write_is_a_store_error_and_holds_nothing(
+    open_partial: Opener, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[StoreError]
+) -> None:
+    """A full disk and a broken one are told apart; the chunk is not held; it can be put later."""
+    partial = open_partial()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", fail_with(number))
+        with pytest.raises(StoreError) as caught:
+            partial.put(SAMPLE.chunk(0), PEER_ID)
+    assert type(caught.value) is kind
+    assert held(partial) == []
+    partial.put(SAMPLE.chunk(0), PEER_ID)
+    assert held(partial) == [0]
+
+
+def test_partial_record_written_in_part_is_taken_back(
+    open_partial: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A torn record in the middle would hide all later ones; it is cut and the disk is full."""
+    partial = open_partial()
+    partial.put(SAMPLE.chunk(0), PEER_ID)
+    real = os.pwrite
+
+    def pwrite(fd: int, content: Any, offset: int) -> int:
+        return real(fd, content if fd == partial.fd else content[:10], offset)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", pwrite)
+        with pytest.raises(StoreFullError):
+            partial.put(SAMPLE.chunk(1), PEER_ID)
+    partial.put(SAMPLE.chunk(2), PEER_ID)
+    partial.flush()
+    assert held(open_partial()) == [0, 2]
+
+
+@pytest.mark.parametrize("call", ["pread", "preadv"])
+def test_partial_failed_read_is_a_store_error(
+    open_partial: Opener, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """A disk that cannot be read is this machine's fault, at open and later."""
+    partial = open_partial()
+    partial.put(SAMPLE.chunk(0), PEER_ID)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail_with(errno.EIO))
+        read = (
+            open_partial
+            if call == "pread"
+            else lambda: partial.read_into(0, memoryview(bytearray(10)))
+        )
+        with pytest.raises(StoreError):
+            read()
+
+
+def test_partial_file_cut_behind_our_back_is_a_store_error(open_partial: Opener) -> None:
+    """Reading never hangs or returns less than was asked for."""
+    partial = open_partial()
+    partial.put(SAMPLE.chunk(0), PEER_ID)
+    os.truncate(partial.path, 10)
+    with pytest.raises(StoreError):
+        partial.read_into(0, memoryview(bytearray(20)))
+
+
+@pytest.mark.parametrize("call", ["rename", "fdatasync", "write"])
+def test_partial_record_that_cannot_be_rewritten_stays(
+    open_partial: Opener, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """If the new record cannot be written, the old one is still there for the next time."""
+    partial = open_partial()
+    partial.put(SAMPLE.chunk(0), PEER_ID)
+    partial.flush()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail_with(errno.ENOSPC))
+        with pytest.raises(StoreFullError):
+            open_partial()
+    assert sorted(path.name for path in partial.path.parent.iterdir()) == ["data", "data.have"]
+    assert held(open_partial()) == [0]
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS])
+def test_partial_disk_without_reservation_still_works(
+    open_partial: Opener, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """File systems that cannot reserve room get a sparse file."""
+    monkeypatch.setattr(os, "posix_fallocate", fail_with(number))
+    partial = open_partial()
+    assert partial.path.stat().st_size == len(SAMPLE.content)
+    partial.put(SAMPLE.chunk(5), PEER_ID)
+    assert_true_to_disk(partial)
+
+
+def test_partial_close_is_repeatable(open_partial: Opener) -> None:
+    """Closing twice closes nobody else's descriptor."""
+    partial = open_partial()
+    partial.close()
+    partial.close()
+    assert partial.fd == -1
+
+
+# --- a full disk ---
+
+
+def test_partial_without_room_leaves_nothing_behind(tiny_disk: Path) -> None:
+    """Room is reserved before the first byte, and a blob that cannot fit leaves no file."""
+    store = FileBlobStore(tiny_disk)
+    with pytest.raises(StoreFullError):
+        store.open_partial(SAMPLE.blob, Layout(64 * 1024 * 1024))
+    assert list((tiny_disk / "partial").iterdir()) == []
+    store.open_partial(SAMPLE.blob, SAMPLE.layout).close()
+
+
+def test_partial_reserved_room_is_there_when_the_disk_is_full(tiny_disk: Path) -> None:
+    """A blob that was begun can be filled although others took the rest of the disk."""
+    store = FileBlobStore(tiny_disk)
+    sample = make_sample(4 * 1024 * 1024)
+    partial = store.open_partial(sample.blob, sample.layout)
+    fill_disk(tiny_disk)
+    for chunk in sample.chunks():
+        partial._write(chunk.view, chunk.offset)
+    partial.close()
+
+
+def test_partial_full_disk_keeps_what_was_fetched(tiny_disk: Path) -> None:
+    """When the record finds no room, the chunk is refused; with room again, it goes on."""
+    store = FileBlobStore(tiny_disk)
+    sample = make_sample(4 * 1024 * 1024)
+    partial = store.open_partial(sample.blob, sample.layout)
+    filler = fill_disk(tiny_disk)
+
+    def put_all() -> None:
+        for chunk in sample.chunks():
+            partial.put(chunk, PEER_ID)
+
+    with pytest.raises(StoreFullError):
+        put_all()
+    filler.unlink()
+    assert not partial.snapshot().have.is_full()
+    assert_true_to_disk(partial, sample)
+    put_all()
+    partial.flush()
+    partial.close()
+    again = store.open_partial(sample.blob, sample.layout)
+    assert again.snapshot().have.is_full()
+    assert_true_to_disk(again, sample)
+    again.close()
+
+
+def fill_disk(folder: Path) -> Path:
+    """Take all the room that is left; returns the file that takes it."""
+    path = folder / "filler"
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 4096, 1):
+            try:
+                while file.write(bytes(size)) == size:
+                    pass
+            except OSError as error:
+                assert error.errno == errno.ENOSPC  # noqa: PT017
+    return path
