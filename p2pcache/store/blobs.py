@@ -27,6 +27,8 @@ from p2pcache.store.partial import NEW_SUFFIX, FilePartial, store_error, sync_di
 # Other users' workers map public weights; restricted ones are the daemon's alone.
 PUBLIC_MODE = 0o444
 RESTRICTED_MODE = 0o400
+# The unit of st_blocks, whatever the file system's own blocks are.
+_STAT_BLOCK_SIZE_BYTES = 512
 _INODE_MASK = (1 << 63) - 1
 # What open(2) says when a name is free, or is a link, which no blob of ours is.
 _ABSENT_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -160,7 +162,11 @@ class FileBlobStore:
 
     def measure_partials(self) -> int:
         """Return the bytes that files in `partial/` take on disk."""
-        return sum(path.stat().st_blocks * 512 for path in self._partial.iterdir())
+        size_bytes = 0
+        for path in self._partial.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                size_bytes += path.stat().st_blocks * _STAT_BLOCK_SIZE_BYTES
+        return size_bytes
 
     def count_held_bytes(self, blob: BlobDigest, layout: Layout) -> int:
         """Return the bytes that the have-record of an idle partial speaks of."""

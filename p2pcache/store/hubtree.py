@@ -90,16 +90,13 @@ class HubTree:
         Raises:
             StoreError: The disk failed or is full.
         """
-        root = self.repo_path(repo) / "refs"
-        path = root / revision
+        path = self.repo_path(repo) / "refs" / revision
         with contextlib.suppress(OSError):
             if path.read_text() == commit:
                 return
         with _translating_errors(path):
             # Git has never `a` and `a/b` at once: what is in the way is gone at the hub.
-            for parent in path.parents:
-                if parent == root:
-                    break
+            for parent in path.parents[: revision.count("/")]:
                 if parent.is_file():
                     parent.unlink()
             if path.is_dir():

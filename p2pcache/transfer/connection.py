@@ -30,6 +30,9 @@ IDLE_CONNECTIONS_MAX = 8
 # A redirect's text has some hundred bytes; a longer body is cheaper to cut than to read.
 SKIPPED_BODY_BYTES_MAX = 16 * 1024
 
+# Addresses that a translator turns into the IPv4 address in their last four bytes (RFC 6052).
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
 BodyError = (OSError, http.client.HTTPException)
 
 
@@ -145,7 +148,7 @@ class ConnectionPool:
         proxy = None if self._is_direct(host) else self._proxies.get(scheme)
         if proxy is None and not self._allows_private:
             refuse_private_addresses(host, port)
-        connect_to = origin_of(proxy)[1:] if proxy else (host, port)
+        connect_to = _proxy_address(proxy) if proxy else (host, port)
         connection = (
             http.client.HTTPSConnection(*connect_to, timeout=CONNECT_S_MAX, context=self._tls)
             if scheme == "https"
@@ -169,6 +172,23 @@ class ConnectionPool:
         return not self._proxies or bool(urllib.request.proxy_bypass(host))
 
 
+def _is_public(text: str) -> bool:
+    """Return whether everybody can reach an address; one that carries an IPv4 one is that one."""
+    address = ipaddress.ip_address(text)
+    if isinstance(address, ipaddress.IPv6Address):
+        carried = address.ipv4_mapped or address.sixtofour
+        if address in _NAT64:
+            carried = ipaddress.IPv4Address(address.packed[-4:])
+        if carried is not None:
+            return carried.is_global
+    return address.is_global
+
+
+def _proxy_address(proxy: str) -> tuple[str, int]:
+    """Return host and port of a proxy setting, which may come without a scheme."""
+    return origin_of(proxy if "://" in proxy else f"http://{proxy}")[1:]
+
+
 def refuse_private_addresses(host: str, port: int) -> None:
     """
     Insist that a host has public addresses only.
@@ -178,7 +198,7 @@ def refuse_private_addresses(host: str, port: int) -> None:
         OSError: The name does not resolve.
     """
     for *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-        if not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global:
+        if not _is_public(str(address[0]).partition("%")[0]):
             raise UpstreamProtocolError(
                 f"The hub redirects to {host!r}, which is inside a private network; not followed."
             )

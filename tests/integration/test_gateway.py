@@ -106,9 +106,7 @@ async def test_warm_snapshot_download_asks_the_hub_nothing(
     assert hub.stats()["requests_total"] == 0
 
 
-async def test_single_files_and_hf_command_line_work(
-    daemon: DaemonProcess, tmp_path: Path
-) -> None:
+async def test_single_files_and_hf_command_line_work(daemon: DaemonProcess, tmp_path: Path) -> None:
     """hf_hub_download of a small and a large file, and `hf download`, then `hf cache verify`."""
     client = RealClient(daemon.local, tmp_path / "home", xet=True)
     script = f"""
@@ -330,9 +328,7 @@ def test_expired_signed_address_is_renewed(hub: HubProcess, daemon: DaemonProces
     assert ask(daemon, f"/{REPO}/resolve/main/model.safetensors")[2] == WEIGHTS
 
 
-def test_unreachable_hub_with_nothing_cached_is_504(
-    hub: HubProcess, daemon: DaemonProcess
-) -> None:
+def test_unreachable_hub_with_nothing_cached_is_504(hub: HubProcess, daemon: DaemonProcess) -> None:
     """A hub that cannot be asked is never reported as a missing repository."""
     hub.set_listening(hub=False, cdn=False)
     for path in (f"/{REPO}/resolve/main/config.json", f"/api/models/{REPO}/revision/main"):

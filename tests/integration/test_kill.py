@@ -32,9 +32,7 @@ def test_pull_killed_ten_times_continues(
             daemon.start()
             before = hub.stats()["body_bytes"]
             daemon.client.pull(MODEL)
-            wait_until(
-                lambda before=before: hub.stats()["body_bytes"] > before, "the first byte"
-            )
+            wait_until(lambda before=before: hub.stats()["body_bytes"] > before, "the first byte")
             time.sleep(chance.uniform(0.0, 0.4))
             daemon.kill()
         daemon.start()

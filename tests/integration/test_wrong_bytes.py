@@ -103,9 +103,7 @@ def test_peer_that_lies_with_right_claims_is_found_out(
         return b"\xff" + chunk[1:] if index % 2 else chunk
 
     with LyingPeer({sha256_blob(content): content}, tamper) as liar:
-        daemon = make_daemon(
-            "a", upstream=hub.url, peers=[liar.address], trust_peers=trust
-        ).start()
+        daemon = make_daemon("a", upstream=hub.url, peers=[liar.address], trust_peers=trust).start()
         result = daemon.pull(MODEL)
         assert result.returncode == 0, result.stderr
         assert liar.sent_chunks > 0
@@ -115,9 +113,7 @@ def test_peer_that_lies_with_right_claims_is_found_out(
     assert [(peer["name"], peer["state"]) for peer in peers] == [("liar", "banned")]
 
 
-def test_hub_that_sends_a_wrong_byte_is_not_believed(
-    models: Path, make_daemon: MakeDaemon
-) -> None:
+def test_hub_that_sends_a_wrong_byte_is_not_believed(models: Path, make_daemon: MakeDaemon) -> None:
     """Wrong bytes from the hub itself are never published; the pull fails with exit code 11."""
     with HubProcess(models) as hub:
         hub.faults(flips={f"{MODEL}/model.safetensors": 1_000_000})

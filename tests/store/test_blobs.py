@@ -21,7 +21,7 @@ from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
 from p2pcache.errors import BlobCorruptError, StoreError
 from p2pcache.store.base import FileStamp
-from p2pcache.store.blobs import FileBlobStore
+from p2pcache.store.blobs import FileBlobStore, stamp_of
 from p2pcache.store.memory import MemoryBlobStore
 from tests.samples import PEER_ID, Sample, make_sample
 
@@ -261,10 +261,24 @@ def test_count_held_bytes_reads_the_record_of_an_idle_partial(
     partial = store.open_partial(SAMPLE.blob, SAMPLE.layout)
     for chunk in SAMPLE.chunks():
         partial.put(chunk, PEER_ID)
+    partial.flush()
     assert store.count_held_bytes(SAMPLE.blob, SAMPLE.layout) == len(SAMPLE.content)
     partial.forget([0])
     assert store.count_held_bytes(SAMPLE.blob, SAMPLE.layout) == len(SAMPLE.content) - small_chunks
     partial.close()
+
+
+def test_measure_partials_counts_what_the_disk_gave(
+    store: FileBlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reserved room counts; a file that goes meanwhile does not matter."""
+    assert store.measure_partials() == 0
+    sample = make_sample(1_000_000)
+    store.open_partial(sample.blob, sample.layout).close()
+    assert 1_000_000 <= store.measure_partials() < 1_100_000
+    gone = [store.root / "partial" / "gone"]
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter(gone))
+    assert store.measure_partials() == 0
 
 
 def test_open_partial_failure_on_a_known_partial_keeps_it(
@@ -289,8 +303,6 @@ def test_open_partial_failure_on_a_known_partial_keeps_it(
 
 def test_stamp_inode_fits_the_index(store: FileBlobStore, tmp_path: Path) -> None:
     """Some file systems use all 64 bits of an inode number; SQLite has 63."""
-    from p2pcache.store.blobs import stamp_of
-
     fields = list(tmp_path.stat())
     fields[stat.ST_INO] = (1 << 64) - 1
     assert stamp_of(os.stat_result(fields)).inode < 1 << 63

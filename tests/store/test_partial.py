@@ -237,6 +237,16 @@ def test_partial_left_read_only_by_a_crash_is_opened_again(
     assert held(open_partial()) == [0]
 
 
+def test_partial_of_an_empty_blob_cuts_what_is_there(tmp_path: Path) -> None:
+    """A file that an earlier, wrong size left behind gets the right one, zero included."""
+    empty = make_sample(0)
+    (tmp_path / "data").write_bytes(b"junk")
+    partial = FilePartial(tmp_path / "data", tmp_path / "data.have", empty.blob, empty.layout)
+    assert partial.path.stat().st_size == 0
+    assert partial.snapshot().have.is_full()
+    partial.close()
+
+
 def test_partial_symbolic_link_in_its_place_is_refused(
     open_partial: Opener, tmp_path: Path
 ) -> None:

@@ -1,0 +1,47 @@
+# One verb for each thing to do; CI uses the same ones. `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test check lint types layers format demo bench clean
+
+help:  ## list the verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	@touch $@
+
+venv: $(READY)  ## make .venv with everything that tests need
+
+test: $(READY)  ## the environment, then all tests (a few minutes)
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint types layers test  ## all that CI checks
+
+lint: $(READY)  ## style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)  ## mypy, strict
+	$(BIN)/mypy
+
+layers: $(READY)  ## the architecture, as a lint rule
+	$(BIN)/lint-imports
+
+format: $(READY)  ## put the code into its format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: $(READY)  ## hub, three peers, a real model, the real client: a table of who gave what
+	$(BIN)/python -m bench.demo
+
+bench: $(READY)  ## one seeder to one peer, 1 GiB, with the raw limits beside it
+	$(BIN)/python -m bench.transfer
+
+clean:  ## remove what the verbs made
+	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
