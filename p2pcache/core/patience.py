@@ -43,6 +43,8 @@ class Patience:
     def note_failure(self, error: P2PCacheError, *, now_s: float) -> None:
         """Count a failure; one that asking again cannot mend ends hope at once."""
         self.last_error = error
+        if error.retryable and now_s < self._ask_again_s:
+            return  # several requests failed together: one failure
         self._failures += 1
         if not error.retryable or self._failures >= FAILURES_IN_A_ROW_MAX:
             self._is_given_up = True

@@ -30,6 +30,7 @@ from p2pcache.engine.shelf import ChunkRun, Shelf
 from p2pcache.engine.swarm import Swarm
 from p2pcache.errors import BlobNotFoundError, InvalidRangeError, OtherLayoutError, StoreFullError
 from p2pcache.store.index import Index
+from p2pcache.store.partial import store_error
 
 # Left free for everybody else on the file system: SQLite, logs, the workers' own files.
 DISK_FREE_BYTES_MIN = 64 * 1024 * 1024
@@ -125,7 +126,10 @@ class Cache:
                     tree.publish_file(snapshot.id, entry, path)
             tree.publish_ref(snapshot.id.repo, resolved.revision, snapshot.id.commit)
 
-        await self.context.in_bulk(publish)
+        try:
+            await self.context.in_bulk(publish)
+        except OSError as error:
+            raise store_error(error, tree.root) from error
 
     # --- what peers ask ---
 

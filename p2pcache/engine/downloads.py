@@ -28,7 +28,7 @@ from p2pcache.store.catalogue import RefRow
 log = logging.getLogger(__name__)
 
 # Files that arrive at once: small ones overlap their round trips, large ones fill the wire.
-FILES_AT_ONCE_MAX = 4
+FILES_AT_ONCE_MAX = 8
 # Finished jobs that can still be asked about.
 JOBS_KEPT_MAX = 1000
 # The rate shown is an average over about this long.

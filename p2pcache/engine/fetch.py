@@ -239,6 +239,8 @@ class BlobFetch:
             state.have.discard(index)
             state.sources.pop(index, None)
         state.excluded |= senders
+        state.proof_failures += 1
+        self.note_change()
         await self._context.in_bulk(self.partial.forget, doubtful)
 
     def _name_liars(self, dispatcher: Dispatcher, table: ChunkTable) -> None:

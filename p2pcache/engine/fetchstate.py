@@ -70,6 +70,8 @@ class FetchState:
     suspects: dict[int, Suspect] = field(default_factory=dict)
     excluded: set[str] = field(default_factory=set)
     failure: P2PCacheError | None = None
+    # How often the whole turned out wrong: what was read before is worth nothing then.
+    proof_failures: int = 0
     is_published: bool = False
 
     @classmethod

@@ -9,12 +9,13 @@ Source: house style, "one writer per truth".
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from p2pcache.store.index import Index
+from p2pcache.store.index import Index, translate_error
 
 T = TypeVar("T")
 
@@ -37,9 +38,18 @@ class IndexThread:
         self._index = await loop.run_in_executor(self._executor, Index, path)
 
     async def call(self, work: Callable[[Index], T]) -> T:
-        """Run some work on the index and return what it returns."""
-        assert self._index is not None, "open() comes first"
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work, self._index)
+        """
+        Run some work on the index and return what it returns.
+
+        Raises:
+            StoreError: The disk failed or is full; nothing of the work was done.
+        """
+        index = self._index
+        assert index is not None, "open() comes first"
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work, index)
+        except sqlite3.DatabaseError as error:
+            raise translate_error(error, index.path) from error
 
     async def close(self) -> None:
         """Finish what was asked and close the file. Safe to call twice."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from p2pcache.core.layout import Layout
 from p2pcache.engine.fetches import ActiveFetch
+from p2pcache.errors import IntegrityError
 
 # Clients give up after 10 s without a byte: while the proof of a long file catches up, a piece
 # of its last chunk goes out this often.
@@ -56,6 +57,7 @@ class BlobReader:
         self._layout = Layout(size_bytes)
         self._id = next(_numbers)
         self._is_streaming = False
+        self._proof_failures = 0
         if active is not None:
             active.had_reader = True
 
@@ -75,9 +77,11 @@ class BlobReader:
                 self._begin_streaming()
                 is_last = chunk + 1 == self._layout.chunk_count
                 if chunk in state.have and state.is_trusted(chunk) and not is_last:
-                    return
+                    break
             await self._wait(chunk, timeout_s=1.0)
-        await self._active.result()
+        else:
+            await self._active.result()
+        self._proof_failures = state.proof_failures
 
     async def segments(self, start: int, length: int) -> AsyncIterator[Segment]:
         """
@@ -100,6 +104,7 @@ class BlobReader:
         chunk = self._layout.index_at(position)
         last_chunk = self._layout.chunk_count - 1
         while not self._active.is_done:
+            self._check_still_right()
             if chunk < last_chunk and chunk in state.have and state.is_trusted(chunk):
                 until = chunk
                 while until < last_chunk and until in state.have and state.is_trusted(until):
@@ -110,7 +115,21 @@ class BlobReader:
             if is_held and is_quiet and position + TRICKLE_BYTES < self.size_bytes:
                 return min(end, position + TRICKLE_BYTES)
         await self._active.result()
+        self._check_still_right()
         return end
+
+    def _check_still_right(self) -> None:
+        """
+        Insist that what was sent so far was part of the file that is proven.
+
+        Raises:
+            IntegrityError: The whole turned out wrong meanwhile; the body has to be broken off.
+        """
+        assert self._active is not None, "a proven blob stays right"
+        if self._active.fetch.state.proof_failures != self._proof_failures:
+            raise IntegrityError(
+                "A source sent wrong bytes, which the proof of the whole file showed; ask again."
+            )
 
     async def _wait(self, chunk: int, *, timeout_s: float) -> bool:
         """Wait for something to change; returns whether nothing did for timeout_s."""
@@ -127,6 +146,10 @@ class BlobReader:
         if not self._is_streaming and self._active is not None:
             self._is_streaming = True
             self._active.fetch.state.streaming_count += 1
+
+    def __del__(self) -> None:
+        """Release the file when a client vanished before its handler could hold the reader."""
+        self.close()
 
     def close(self) -> None:
         """Release the file; the fetch goes on without this reader. Safe to call twice."""

@@ -79,6 +79,7 @@ class Swarm:
         self._listeners: dict[BlobDigest, Callable[[], None]] = {}
         self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._candidates: dict[tuple[str, int], Candidate] = {}
+        self._visited_s: dict[tuple[str, int], float] = {}
         self._greeted: set[tuple[str, int]] = set()
         self._wakes: dict[tuple[str, int], asyncio.Event] = {}
         self._rounds: dict[tuple[str, int], int] = {}
@@ -238,8 +239,8 @@ class Swarm:
     async def _watch(self, candidate: Candidate) -> None:
         """Exchange often while there is something to say, now and then while there is not."""
         key = (candidate.host, candidate.port)
-        peer_id: str | None = None
         while True:
+            is_gone = False
             try:
                 peer_id = await self._visit(candidate)
                 self._greeted.add(key)
@@ -250,18 +251,21 @@ class Swarm:
             except P2PCacheError as error:
                 log.debug("peer %s:%s: %s", *key, error)
                 self._greeted.discard(key)
-                if self._note_silence(key) and candidate.via == "introduced":
-                    self._forget_candidate(key)
-                    return
+                is_gone = self._note_silence(key) and candidate.via == "introduced"
             finally:
-                self._rounds[key] = max(self._rounds.get(key, 0), 0)
+                self._rounds[key] = max(self._rounds[key], 0)
+                self._visited_s[key] = self._context.clock.monotonic_s()
                 self._visited.set()
                 self._visited = asyncio.Event()
+            if is_gone:
+                self._forget_candidate(key)
+                return
             await self._pause(key)
 
     def _forget_candidate(self, key: tuple[str, int]) -> None:
-        for table in (self._tasks, self._candidates, self._wakes, self._rounds):
-            table.pop(key, None)
+        """Stop probing an address that only a peer's own word named, and nobody answers at."""
+        del self._tasks[key], self._candidates[key], self._wakes[key]
+        del self._rounds[key], self._visited_s[key]
 
     async def _pause(self, key: tuple[str, int]) -> None:
         wake = self._wakes[key]
@@ -269,7 +273,8 @@ class Swarm:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(EXCHANGE_INTERVAL_MAX_S if is_busy else PROBE_INTERVAL_S):
                 await wake.wait()
-        await asyncio.sleep(EXCHANGE_INTERVAL_MIN_S if is_busy else 0.0)
+        since_s = self._context.clock.monotonic_s() - self._visited_s.get(key, 0.0)
+        await asyncio.sleep(max(0.0, EXCHANGE_INTERVAL_MIN_S - since_s) if is_busy else 0.0)
         wake.clear()
 
     async def _visit(self, candidate: Candidate) -> str | None:
@@ -277,9 +282,10 @@ class Swarm:
         number = self._round
         host = f"[{candidate.host}]" if ":" in candidate.host else candidate.host
         url = f"http://{host}:{candidate.port}"
+        entries: tuple[SwarmEntry, ...] = ()
         is_second_address = key in self._greeted and not self._is_up_at(key)
         if is_second_address:
-            hello, entries = Hello.from_json(await self._request(url, "GET", "/v1/hello")), ()
+            hello = Hello.from_json(await self._request(url, "GET", "/v1/hello"))
         else:
             ours = await self._our_side(list(self._reporters))
             answer = await self._request(url, "POST", "/v1/swarm", ours.to_json())

@@ -111,7 +111,13 @@ class StoreHome:
     def write_endpoint(self, local: str, peer: str, name: str) -> None:
         """Leave word of where the daemon listens, for the command line."""
         content = {"local": local, "peer": peer, "name": name, "pid": os.getpid()}
-        write_file_atomically(self.root / ENDPOINT_NAME, json.dumps(content).encode())
+        try:
+            write_file_atomically(self.root / ENDPOINT_NAME, json.dumps(content).encode())
+        except OSError as error:
+            raise StoreFullError(
+                f"Nothing can be written to the store {self.root} ({error.strerror}); "
+                "free some space and start again."
+            ) from error
 
     def _check_owner(self) -> None:
         status = self.root.stat()

@@ -35,7 +35,7 @@ def open_database(path: Path) -> Database:
     try:
         connection = sqlite3.connect(path, check_same_thread=False)
     except sqlite3.DatabaseError as error:
-        raise _translate(error, path) from error
+        raise translate_error(error, path) from error
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
@@ -52,13 +52,14 @@ def open_database(path: Path) -> Database:
         return db
     except sqlite3.DatabaseError as error:
         connection.close()
-        raise _translate(error, path) from error
+        raise translate_error(error, path) from error
     except StoreError:
         connection.close()
         raise
 
 
-def _translate(error: sqlite3.DatabaseError, path: Path) -> StoreError:
+def translate_error(error: sqlite3.DatabaseError, path: Path) -> StoreError:
+    """Return the store's error for an error of SQLite."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return StoreFullError(f"The disk that holds {path} is full; free some space.")

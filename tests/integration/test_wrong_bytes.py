@@ -8,6 +8,7 @@ Source: threats T1 and T30; design.md §6.6.
 
 from __future__ import annotations
 
+import http.client
 import os
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,31 @@ def test_peer_that_lies_with_right_claims_is_found_out(
     assert_same_files(Path(result.stdout.splitlines()[-1]), models)
     assert [fault["name"] for fault in get_faults(daemon)][0] == "liar"
     assert [(peer["name"], peer["state"]) for peer in peers] == [("liar", "banned")]
+
+
+def test_trusted_liar_cannot_complete_a_wrong_file(
+    models: Path, hub: HubProcess, make_daemon: MakeDaemon
+) -> None:
+    """A body that began with a trusted peer's lies is broken off; asked again, it is right."""
+    content = (models / MODEL / "model.safetensors").read_bytes()
+
+    def tamper(index: int, chunk: bytes) -> bytes:
+        return b"\xff" + chunk[1:] if index == 3 else chunk
+
+    with LyingPeer({sha256_blob(content): content}, tamper) as liar:
+        daemon = make_daemon("a", upstream=hub.url, peers=[liar.address], trust_peers=True).start()
+        bodies = []
+        for _ in range(2):
+            connection = http.client.HTTPConnection(daemon.local[7:], timeout=60)
+            connection.request("GET", f"/{MODEL}/resolve/main/model.safetensors")
+            try:
+                bodies.append(connection.getresponse().read())
+            except http.client.IncompleteRead as error:
+                assert len(error.partial) < len(content)
+            connection.close()
+        assert liar.sent_chunks > 3
+    assert bodies
+    assert all(body == content for body in bodies)
 
 
 def test_hub_that_sends_a_wrong_byte_is_not_believed(models: Path, make_daemon: MakeDaemon) -> None:
