@@ -103,7 +103,7 @@ class LyingPeer:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 """Answer hello and runs."""
                 hello = Hello(peer.peer_id, peer.name, "0.1.0")
                 match = re.fullmatch(r"/v1/blobs/([^/]+)/chunks/(\d+)-(\d+)", self.path)
@@ -120,7 +120,7 @@ class LyingPeer:
                 claims = ",".join(str(digest_of(chunk)) for chunk in chunks)
                 self._answer(b"".join(chunks), X_P2PCache_Chunks=claims)
 
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 """Answer an exchange: everything is here, whole."""
                 self.rfile.read(int(self.headers["Content-Length"]))
                 entries = tuple(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import time
+from functools import partial
 from pathlib import Path
 
 from tests.daemons import wait_until
@@ -21,6 +22,11 @@ RATE_BYTES_PER_S = 20_000_000
 LOST_BYTES_MAX = 64 * 1024 * 1024
 
 
+def has_sent_more(hub: HubProcess, before: int) -> bool:
+    """Return whether the hub has sent body bytes since."""
+    return int(hub.stats()["body_bytes"]) > before
+
+
 def test_pull_killed_ten_times_continues(
     models: Path, model_bytes: int, make_daemon: MakeDaemon
 ) -> None:
@@ -30,9 +36,9 @@ def test_pull_killed_ten_times_continues(
         daemon = make_daemon("a", upstream=hub.url)
         for _ in range(KILLS):
             daemon.start()
-            before = hub.stats()["body_bytes"]
+            before = int(hub.stats()["body_bytes"])
             daemon.client.pull(MODEL)
-            wait_until(lambda before=before: hub.stats()["body_bytes"] > before, "the first byte")
+            wait_until(partial(has_sent_more, hub, before), "the first byte")
             time.sleep(chance.uniform(0.0, 0.4))
             daemon.kill()
         daemon.start()

@@ -53,7 +53,8 @@ async def test_model_reaches_an_unmodified_client_through_two_daemons_without_th
     second.stop()
     first.stop()
     offline = f"""
-        os.environ["HF_HUB_CACHE"], os.environ["HF_HUB_OFFLINE"] = {str(second.store / "hub")!r}, "1"
+        os.environ["HF_HUB_CACHE"] = {str(second.store / "hub")!r}
+        os.environ["HF_HUB_OFFLINE"] = "1"
         import subprocess
         code = (
             "import json; from huggingface_hub import snapshot_download as load; "
