@@ -62,7 +62,7 @@ class Dispatcher:
         self._partial = partial
         self._on_change = on_change
         self._upstream = UpstreamSource(state.order.location, context.upstream_pool)
-        self._runs: dict[asyncio.Task[None], RunSink] = {}
+        self._runs: dict[asyncio.Task[None], tuple[RunSink, Source]] = {}
 
     @property
     def is_idle(self) -> bool:
@@ -97,9 +97,10 @@ class Dispatcher:
         return self._state.patience.may_ask(now_s) and now_s >= self._context.budget.paused_until_s
 
     async def stop(self) -> None:
-        """End all runs; returns when their threads have."""
-        for sink in self._runs.values():
+        """End all runs at once; returns when their threads have."""
+        for sink, source in self._runs.values():
             sink.cancel()
+            source.close()
         await asyncio.gather(*self._runs, return_exceptions=True)
 
     def _begin(self, run: RunRequest) -> None:
@@ -119,7 +120,7 @@ class Dispatcher:
             source = PeerSource(peer.peer_id, peer.url, self._context.peer_pool)
         sink = RunSink(self._partial, run.source_id, self._take_in)
         task = asyncio.create_task(self._fetch_run(run, source, peer, sink))
-        self._runs[task] = sink
+        self._runs[task] = (sink, source)
         task.add_done_callback(lambda done: self._runs.pop(done, None))
         self._swarm.note_change()
 
@@ -137,7 +138,8 @@ class Dispatcher:
         except StoreError as error:
             state.failure = error
         except P2PCacheError as error:
-            self._judge_fault(run, peer, error)
+            if not sink.is_cancelled:
+                self._judge_fault(run, peer, error)
         finally:
             if peer is None:
                 state.upstream_inflight -= 1

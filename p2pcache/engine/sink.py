@@ -36,6 +36,11 @@ class RunSink:
         self._loop = asyncio.get_running_loop()
         self._is_cancelled = False
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Return whether the run is not wanted any more."""
+        return self._is_cancelled
+
     def cancel(self) -> None:
         """End the run at its next piece."""
         self._is_cancelled = True

@@ -73,5 +73,5 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """Close idle connections; runs under way end by themselves."""
+        """End the runs under way at once; each raises what a broken connection raises."""
         ...

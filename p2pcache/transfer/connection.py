@@ -44,6 +44,7 @@ class Exchange:
     response: http.client.HTTPResponse
     pool: ConnectionPool
     key: tuple[str, str, int]
+    line: Line | None = None
 
     def read_into(self, view: memoryview) -> None:
         """
@@ -62,6 +63,8 @@ class Exchange:
     def finish(self) -> None:
         """Return the connection for the next run if its body was read to the end."""
         if self.response.isclosed() and not self.response.will_close:
+            if self.line is not None:
+                self.line.release(self.connection.sock)
             self.pool.put(self.key, self.connection)
         else:
             self.fail()
@@ -113,7 +116,7 @@ class ConnectionPool:
         for connection in idle:
             connection.close()
 
-    def request(self, url: str, headers: Mapping[str, str]) -> Exchange:
+    def request(self, url: str, headers: Mapping[str, str], line: Line | None = None) -> Exchange:
         """
         Send a GET and read the answer's head.
 
@@ -130,8 +133,10 @@ class ConnectionPool:
             kept = self._take(key)
             connection = kept or self._connect(key)
             try:
+                if line is not None:
+                    line.hold(connection.sock)
                 connection.request("GET", target, headers=dict(headers))
-                return Exchange(connection, connection.getresponse(), self, key)
+                return Exchange(connection, connection.getresponse(), self, key, line)
             except BodyError as error:
                 connection.close()
                 # Silence is not a stale connection: another one would wait as long again.
@@ -187,6 +192,51 @@ def _is_public(text: str) -> bool:
 def _proxy_address(proxy: str) -> tuple[str, int]:
     """Return host and port of a proxy setting, which may come without a scheme."""
     return origin_of(proxy if "://" in proxy else f"http://{proxy}")[1:]
+
+
+class Line:
+    """
+    One source's use of a pool, which another thread can cut: a run that waits for bytes that
+    nobody wants any more ends at once instead of after SILENCE_S_MAX.
+    """
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+        self._lock = threading.Lock()
+        self._held: set[socket.socket] = set()
+        self._is_cut = False
+
+    def request(self, url: str, headers: Mapping[str, str]) -> Exchange:
+        """Send a GET through the pool; raises as ConnectionPool.request."""
+        return self._pool.request(url, headers, self)
+
+    def hold(self, connected: socket.socket | None) -> None:
+        """
+        Note a connection that is in use from now on.
+
+        Raises:
+            ConnectionAbortedError: The line was cut.
+        """
+        with self._lock:
+            if self._is_cut:
+                raise ConnectionAbortedError("the bytes are not wanted any more")
+            self._held = {held for held in self._held if held.fileno() >= 0}
+            if connected is not None:
+                self._held.add(connected)
+
+    def release(self, connected: socket.socket | None) -> None:
+        """Note that a connection goes back to the pool, whole."""
+        with self._lock:
+            if connected is not None:
+                self._held.discard(connected)
+
+    def cut(self) -> None:
+        """End every request under way, and refuse new ones. Safe to call twice."""
+        with self._lock:
+            self._is_cut = True
+            for held in self._held:
+                with contextlib.suppress(OSError):
+                    held.shutdown(socket.SHUT_RDWR)
 
 
 def refuse_private_addresses(host: str, port: int) -> None:

@@ -26,7 +26,7 @@ from p2pcache.errors import (
     PeerUnreachableError,
 )
 from p2pcache.transfer.base import ChunkSink
-from p2pcache.transfer.connection import BodyError, ConnectionPool, Exchange
+from p2pcache.transfer.connection import BodyError, ConnectionPool, Exchange, Line
 
 DIGESTS_HEADER = "X-P2PCache-Chunks"
 LAYOUT_HEADER = "X-P2PCache-Layout"
@@ -58,17 +58,18 @@ class PeerSource:
         """
         self.source_id = source_id
         self._base_url = base_url
-        self._pool = pool
+        self._line = Line(pool)
 
     def close(self) -> None:
-        """Leave the shared pool alone."""
+        """Cut the runs under way; the shared pool stays open."""
+        self._line.cut()
 
     def fetch_run(self, blob: BlobDigest, layout: Layout, run: RunRequest, sink: ChunkSink) -> None:
         """Fetch a run. See Source.fetch_run."""
         url = f"{self._base_url}/v1/blobs/{blob}/chunks/{run.first}-{run.last}"
         headers = {"Accept-Encoding": "identity", LAYOUT_HEADER: layout.name}
         try:
-            exchange = self._pool.request(url, headers)
+            exchange = self._line.request(url, headers)
         except BodyError as error:
             raise PeerUnreachableError(
                 f"Peer {self.source_id} does not answer: {error}."

@@ -28,7 +28,7 @@ from p2pcache.core.upstream import (
 from p2pcache.core.verify import verify_chunk
 from p2pcache.errors import UpstreamProtocolError, UpstreamUnreachableError
 from p2pcache.transfer.base import ChunkSink
-from p2pcache.transfer.connection import BodyError, ConnectionPool, Exchange
+from p2pcache.transfer.connection import BodyError, ConnectionPool, Exchange, Line
 from p2pcache.transfer.peer import thread_buffer
 
 # What a crash or a cancelled run costs on a slow line, for each connection: the start of a chunk
@@ -47,12 +47,13 @@ class UpstreamSource:
     ) -> None:
         self._clock = clock or SystemClock()
         self._location = location
-        self._pool = pool
+        self._line = Line(pool)
         self._signed_url: str | None = None
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        """Leave the shared pool alone."""
+        """Cut the runs under way; the shared pool stays open."""
+        self._line.cut()
 
     def fetch_run(self, blob: BlobDigest, layout: Layout, run: RunRequest, sink: ChunkSink) -> None:
         """Fetch a run, going on after the start of its first chunk that is already here."""
@@ -126,7 +127,7 @@ class UpstreamSource:
     def _try_signed(self, signed_url: str, start: int, length: int, total: int) -> Exchange | None:
         """Use the address that worked before; None when it does not any more, for any reason."""
         try:
-            exchange = self._pool.request(signed_url, self._range(start, length, total))
+            exchange = self._line.request(signed_url, self._range(start, length, total))
             if exchange.response.status in (HTTPStatus.OK, HTTPStatus.PARTIAL_CONTENT):
                 return self._check_head(exchange, start, length, total)
         except (*BodyError, UpstreamProtocolError):
@@ -142,7 +143,7 @@ class UpstreamSource:
             headers = self._range(start, length, total)
             if may_send_token:
                 headers.update(location.headers)
-            exchange = self._pool.request(url, headers)
+            exchange = self._line.request(url, headers)
             status = exchange.response.status
             if status in REDIRECT_STATUSES:
                 target = exchange.response.headers.get("Location")

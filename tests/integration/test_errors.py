@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -212,3 +213,16 @@ def test_peer_that_vanishes_is_dropped_within_ten_seconds(
     wait_until(lambda: not second.client.peers()["peers"], "the peer is dropped", timeout_s=10.0)
     unreachable = second.client.peers()["unreachable"]
     assert [entry["address"] for entry in unreachable] == [first.peer]
+
+
+def test_daemon_stops_promptly_while_the_hub_is_silent(
+    hub: HubProcess, make_daemon: MakeDaemon
+) -> None:
+    """SIGTERM ends a daemon whose downloads wait for a hub that sends nothing, with 0."""
+    hub.faults(hang_after_bytes=100_000)
+    daemon = make_daemon("a", upstream=hub.url).start()
+    daemon.client.pull(MODEL, include=["model.safetensors"])
+    wait_until(lambda: hub.stats()["body_bytes"] >= 100_000, "the hub has begun to send")
+    started_s = time.monotonic()
+    assert daemon.stop() == 0
+    assert time.monotonic() - started_s < 8.0

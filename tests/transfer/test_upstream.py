@@ -233,7 +233,7 @@ class SteppingClock(ManualClock):
 
 
 @pytest.mark.parametrize(
-    ("step_s", "kept_piece_counts"), [(0.0, [3]), (PREFIX_INTERVAL_S, [1, 2, 3])]
+    ("step_s", "kept_piece_counts"), [(0.0, [3]), (2 * PREFIX_INTERVAL_S, [1, 2, 3])]
 )
 def test_upstream_broken_body_is_resumed_within_a_chunk(
     start_server: ServerStarter,
@@ -271,7 +271,7 @@ def test_upstream_resumed_run_goes_on_into_the_next_chunks(
     sample = make_chunks_sample(2)
     hub = start_server(answer_as_hub(sample))
     sink = RecordingSink(prefixes={0: sample.content[:1234]})
-    source = make_source(hub, pool, SteppingClock(PREFIX_INTERVAL_S))
+    source = make_source(hub, pool, SteppingClock(2 * PREFIX_INTERVAL_S))
     source.fetch_run(sample.blob, sample.layout, RunRequest(UPSTREAM, 0, 1), sink)
     assert b"".join(sink.contents.values()) == sample.content
     assert sink.received_bytes == len(sample.content) - 1234
@@ -285,7 +285,7 @@ def test_upstream_cancelled_run_keeps_the_start_that_arrived(
     sample = make_chunks_sample(1)
     hub = start_server(answer_as_hub(sample))
     sink = RecordingSink(cancels_after_bytes=2 * PIECE_BYTES)
-    source = make_source(hub, pool, SteppingClock(PREFIX_INTERVAL_S))
+    source = make_source(hub, pool, SteppingClock(2 * PREFIX_INTERVAL_S))
     with pytest.raises(RunCancelled):
         source.fetch_run(sample.blob, sample.layout, RunRequest(UPSTREAM, 0, 0), sink)
     assert len(sink.prefixes[0]) == 2 * PIECE_BYTES
