@@ -175,8 +175,8 @@ def make_config() -> str:
                 "that cannot work.",
                 "The command line also reads two of them to find a daemon: `P2PCACHE_LOCAL` and "
                 "`P2PCACHE_STORE`.\n"
-                "`P2PCACHE_TOKEN`, else `HF_TOKEN`, is the caller's own token for `pull` and `pin`; "
-                "a daemon has none.",
+                "`P2PCACHE_TOKEN`, else `HF_TOKEN`, is the caller's own token for `pull` and "
+                "`pin`; a daemon has none.",
             ]
         )
         + "\n"

@@ -68,7 +68,7 @@ class DaemonProcess:
         discover: str = "none",
         trust_peers: bool = False,
         extra: Sequence[str] = (),
-        prefix: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.store = store
         self.name = name or store.name
@@ -81,7 +81,7 @@ class DaemonProcess:
             self._arguments += ["--peer", peer]
         self._arguments += ["--trust-peers"] if trust_peers else []
         self._arguments += list(extra)
-        self._prefix = list(prefix)
+        self._environment = dict(environment or {})
         self._child: subprocess.Popen[str] | None = None
         self.log_path = store.with_name(f"{store.name}.log")
 
@@ -100,11 +100,11 @@ class DaemonProcess:
         }
         with self.log_path.open("a") as log:
             self._child = subprocess.Popen(
-                [*self._prefix, sys.executable, "-m", "p2pcache", "up", "--json", *self._arguments],
+                [sys.executable, "-m", "p2pcache", "up", "--json", *self._arguments],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=environment,
+                env={**environment, **self._environment},
             )
         assert self._child.stdout is not None, "stdout is a pipe"
         line = self._child.stdout.readline()

@@ -130,6 +130,8 @@ class ConnectionPool:
         parts = urlsplit(url)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         while True:
+            if line is not None:
+                line.check_not_cut()
             kept = self._take(key)
             connection = kept or self._connect(key)
             try:
@@ -210,6 +212,16 @@ class Line:
         """Send a GET through the pool; raises as ConnectionPool.request."""
         return self._pool.request(url, headers, self)
 
+    def check_not_cut(self) -> None:
+        """
+        Insist that the line was not cut, before a kept connection is taken for it.
+
+        Raises:
+            ConnectionAbortedError: The line was cut.
+        """
+        if self._is_cut:
+            raise ConnectionAbortedError("the bytes are not wanted any more")
+
     def hold(self, connected: socket.socket | None) -> None:
         """
         Note a connection that is in use from now on.
@@ -218,8 +230,7 @@ class Line:
             ConnectionAbortedError: The line was cut.
         """
         with self._lock:
-            if self._is_cut:
-                raise ConnectionAbortedError("the bytes are not wanted any more")
+            self.check_not_cut()
             self._held = {held for held in self._held if held.fileno() >= 0}
             if connected is not None:
                 self._held.add(connected)
@@ -235,8 +246,10 @@ class Line:
         with self._lock:
             self._is_cut = True
             for held in self._held:
+                # Not held.shutdown(): that of a TLS socket also drops its keys, and the thread
+                # that reads would be given what is left in the buffer as it is, encrypted.
                 with contextlib.suppress(OSError):
-                    held.shutdown(socket.SHUT_RDWR)
+                    socket.socket.shutdown(held, socket.SHUT_RDWR)
 
 
 def refuse_private_addresses(host: str, port: int) -> None:

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import signal
+import ssl
 from pathlib import Path
 
 from tests.hub.catalog import load_directory
@@ -38,6 +39,7 @@ def parse_arguments() -> argparse.Namespace:
         "--token", action="append", default=[], help="valid token, allowed to read everything"
     )
     parser.add_argument("--faults", type=json.loads, default={}, help="JSON object of switches")
+    parser.add_argument("--tls", type=Path, help="PEM file of a key and its certificates")
     return parser.parse_args()
 
 
@@ -50,6 +52,10 @@ async def serve(arguments: argparse.Namespace) -> None:
         tokens=arguments.token,
         lfs_threshold_bytes=arguments.lfs_threshold,
     )
+    tls = None
+    if arguments.tls is not None:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(arguments.tls)
     hub = Hub(
         repositories,
         tokens=arguments.token,
@@ -57,6 +63,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         page_size=arguments.page_size,
         port=arguments.port,
         cdn_port=arguments.cdn_port,
+        tls=tls,
     )
     hub.set_faults(**arguments.faults)
     ended = asyncio.Event()

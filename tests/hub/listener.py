@@ -8,6 +8,7 @@ Source: aiohttp's application runner.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
@@ -23,7 +24,14 @@ Decorator = Callable[[web.Request, web.StreamResponse], Awaitable[None]]
 class LoopbackListener:
     """One port where a handler answers every request."""
 
-    def __init__(self, handler: Handler, decorate: Decorator, port: int) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        decorate: Decorator,
+        port: int,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._tls = tls
         self._handler = handler
         self._decorate = decorate
         self._port = port
@@ -41,7 +49,8 @@ class LoopbackListener:
             shutdown_timeout=SHUTDOWN_TIMEOUT_S,
         )
         await runner.setup()
-        await web.TCPSite(runner, HOST, self._port, reuse_address=True).start()
+        site = web.TCPSite(runner, HOST, self._port, reuse_address=True, ssl_context=self._tls)
+        await site.start()
         self._port = runner.addresses[0][1]
         self._runner = runner
         return self._port

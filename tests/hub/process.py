@@ -40,6 +40,7 @@ class HubProcess:
         private: Iterable[str] = (),
         gated: Iterable[str] = (),
         tokens: Iterable[str] = (),
+        tls: Path | None = None,
     ) -> None:
         self._command = [sys.executable, "-m", "tests.hub", "--dir", str(directory)]
         self._command += ["--port", str(port), "--cdn-port", str(cdn_port)]
@@ -47,6 +48,8 @@ class HubProcess:
             self._command += ["--rate", str(rate_bytes_per_s)]
         if page_size is not None:
             self._command += ["--page-size", str(page_size)]
+        if tls is not None:
+            self._command += ["--tls", str(tls)]
         for option, values in (("--private", private), ("--gated", gated), ("--token", tokens)):
             for value in values:
                 self._command += [option, value]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
@@ -70,19 +71,22 @@ class Hub:
         page_size_expanded: int = PAGE_SIZE_EXPANDED,
         port: int = 0,
         cdn_port: int = 0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         """
         Prepare a hub; nothing listens yet.
 
         Args:
+            tls: Speak https with it, on the hub's and the storage's port.
             tokens: Tokens that are valid though no repository allows them in particular.
             faults: What set_faults() goes back to.
         """
         state = FaultState(faults or Faults())
         catalog = Catalog(repositories, tokens)
         self.state = HubState(catalog, state, page_size, page_size_expanded)
-        self._hub = LoopbackListener(self._answer_hub, self._decorate, port)
-        self._cdn = LoopbackListener(self._answer_cdn, self._decorate, cdn_port)
+        self._scheme = "http" if tls is None else "https"
+        self._hub = LoopbackListener(self._answer_hub, self._decorate, port, tls)
+        self._cdn = LoopbackListener(self._answer_cdn, self._decorate, cdn_port, tls)
         self._control = LoopbackListener(self._answer_control, self._decorate, 0)
 
     @property
@@ -125,8 +129,8 @@ class Hub:
 
     async def start(self) -> None:
         """Listen; the addresses are known from now on."""
-        self.state.hub_url = f"http://{HOST}:{await self._hub.start()}"
-        self.state.cdn_url = f"http://{HOST}:{await self._cdn.start()}"
+        self.state.hub_url = f"{self._scheme}://{HOST}:{await self._hub.start()}"
+        self.state.cdn_url = f"{self._scheme}://{HOST}:{await self._cdn.start()}"
         self.state.control_url = f"http://{HOST}:{await self._control.start()}"
 
     async def stop(self) -> None:

@@ -8,8 +8,12 @@ Source: transfer/connection.py.
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import ssl
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -21,10 +25,11 @@ from p2pcache.transfer.connection import (
     BodyError,
     ConnectionPool,
     Exchange,
+    Line,
     refuse_private_addresses,
 )
 from tests.transfer.conftest import ServerStarter
-from tests.transfer.server import RawServer, Reply
+from tests.transfer.server import RawServer, Reply, Request
 
 
 @pytest.fixture
@@ -116,6 +121,89 @@ def test_pool_address_that_is_none_is_refused(pool: ConnectionPool, url: str) ->
     """Only http and https addresses are asked."""
     with pytest.raises(UpstreamProtocolError):
         pool.request(url, {})
+
+
+# --- lines ---
+
+
+def test_line_cut_ends_what_waits_and_refuses_what_comes(
+    server: RawServer, pool: ConnectionPool
+) -> None:
+    """A thread that waits for a silent server goes on at once, long before the silence ends."""
+    has_asked = threading.Event()
+
+    def fall_silent(_: Request) -> Reply:
+        has_asked.set()
+        return Reply(is_silent=True)
+
+    server.answer = fall_silent
+    line = Line(pool)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(line.request, server.url, {})
+        assert has_asked.wait(10)
+        line.cut()
+        line.cut()
+        assert isinstance(waiting.exception(connection.SILENCE_S_MAX / 2), BodyError)
+    with pytest.raises(ConnectionAbortedError):
+        line.request(server.url, {})
+    assert len(server.requests) == 1
+
+
+def test_line_cut_leaves_kept_connections_to_others(
+    server: RawServer, pool: ConnectionPool
+) -> None:
+    """What a finished request gave back is not cut, nor used up by refused ones."""
+    line = Line(pool)
+    read_and_finish(line.request(server.url, {}))
+    line.cut()
+    with pytest.raises(ConnectionAbortedError):
+        line.request(server.url, {})
+    assert read_and_finish(pool.request(server.url, {})) == b"hello"
+    assert server.connection_count == 1
+
+
+def test_line_cut_between_check_and_use_refuses_too(
+    server: RawServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line that is cut while its request connects sends nothing."""
+    line = Line(pool)
+    real = ConnectionPool._connect
+
+    def connect_late(self: ConnectionPool, key: tuple[str, str, int]) -> Any:
+        connected = real(self, key)
+        line.cut()
+        return connected
+
+    monkeypatch.setattr(ConnectionPool, "_connect", connect_late)
+    with pytest.raises(ConnectionAbortedError):
+        line.request(server.url, {})
+    assert server.requests == []
+
+
+def test_line_cut_of_a_tls_connection_never_yields_ciphertext(pool: ConnectionPool) -> None:
+    """What is left in the socket's buffer must not be read as if it were the body."""
+    ours, theirs = socket.socketpair()
+    tls = ssl.create_default_context().wrap_socket(
+        ours, server_hostname="hub.test", do_handshake_on_connect=False
+    )
+    line = Line(pool)
+    line.hold(tls)
+    theirs.sendall(b"encrypted")
+    line.cut()
+    buffer = bytearray(9)
+    with contextlib.suppress(*BodyError):
+        tls.recv_into(buffer)
+    tls.close()
+    theirs.close()
+    assert buffer == bytes(9)
+
+
+def test_line_connection_without_a_socket_is_passed_over(pool: ConnectionPool) -> None:
+    """A connection that closed itself has nothing to cut."""
+    line = Line(pool)
+    line.hold(None)
+    line.release(None)
+    line.cut()
 
 
 # --- private addresses ---
