@@ -41,12 +41,15 @@ def wait_until(condition: Callable[[], object], what: str, *, timeout_s: float =
 
 
 def run_p2pcache(
-    *arguments: str, environment: Mapping[str, str] | None = None, timeout_s: float = 120.0
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+    timeout_s: float = 120.0,
 ) -> subprocess.CompletedProcess[str]:
     """Run the command line; returns what it printed and its exit code."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("P2PCACHE_", "HF_"))}
     return subprocess.run(
-        [sys.executable, "-m", "p2pcache", *arguments],
+        [*prefix, sys.executable, "-m", "p2pcache", *arguments],
         capture_output=True,
         text=True,
         timeout=timeout_s,
@@ -69,18 +72,21 @@ class DaemonProcess:
         trust_peers: bool = False,
         extra: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        listen: str = "127.0.0.1:0",
     ) -> None:
         self.store = store
         self.name = name or store.name
         self.local = ""
         self.peer = ""
         self._arguments = ["--store", str(store), "--name", self.name]
-        self._arguments += ["--local", "127.0.0.1:0", "--listen", "127.0.0.1:0"]
+        self._arguments += ["--local", "127.0.0.1:0", "--listen", listen]
         self._arguments += ["--hf-upstream", upstream, "--discover", discover]
         for peer in peers:
             self._arguments += ["--peer", peer]
         self._arguments += ["--trust-peers"] if trust_peers else []
         self._arguments += list(extra)
+        self._prefix = list(prefix)
         self._environment = dict(environment or {})
         self._child: subprocess.Popen[str] | None = None
         self.log_path = store.with_name(f"{store.name}.log")
@@ -100,7 +106,7 @@ class DaemonProcess:
         }
         with self.log_path.open("a") as log:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "p2pcache", "up", "--json", *self._arguments],
+                [*self._prefix, sys.executable, "-m", "p2pcache", "up", "--json", *self._arguments],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -149,7 +155,11 @@ class DaemonProcess:
 
     def pull(self, model: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `p2pcache pull` against this daemon."""
-        return run_p2pcache("pull", model, *self.where, *arguments)
+        return self.run("pull", model, *arguments)
+
+    def run(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of `p2pcache` against this daemon, on its network."""
+        return run_p2pcache(command, *arguments, *self.where, prefix=self._prefix)
 
     @property
     def where(self) -> list[str]:

@@ -41,8 +41,9 @@ class HubProcess:
         gated: Iterable[str] = (),
         tokens: Iterable[str] = (),
         tls: Path | None = None,
+        prefix: Iterable[str] = (),
     ) -> None:
-        self._command = [sys.executable, "-m", "tests.hub", "--dir", str(directory)]
+        self._command = [*prefix, sys.executable, "-m", "tests.hub", "--dir", str(directory)]
         self._command += ["--port", str(port), "--cdn-port", str(cdn_port)]
         if rate_bytes_per_s is not None:
             self._command += ["--rate", str(rate_bytes_per_s)]
