@@ -55,7 +55,7 @@ class Cache:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.shelf = Shelf(context)
-        self.swarm = Swarm(context, self.shelf.describe)
+        self.swarm = Swarm(context, self.shelf.describe_all)
         self.access = Access(context)
         self.librarian = Librarian(context, self.swarm, self.access)
         self.fetches = Fetches(context, self.swarm, self.shelf)

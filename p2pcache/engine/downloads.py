@@ -165,6 +165,10 @@ class Downloads:
             job.bytes_total = sum(entry.size_bytes for entry in blobs)
             self._cache.check_room(await self._cache.measure(chosen))
             job.state = JobState.DOWNLOADING
+            if is_public:
+                await self._cache.swarm.ask_about((b.digest, b.layout) for b in blobs)
+                # Small files of our own first: by the time we come to the others', peers have them.
+                blobs.sort(key=self._is_for_others)
             await self._fetch_all(job, resolved, blobs, credentials, is_public=is_public)
             job.state = JobState.VERIFYING
             await self._cache.publish_to_tree(resolved, chosen)
@@ -181,6 +185,10 @@ class Downloads:
             log.exception("download of %s failed", job.order.reference)
             job.error = P2PCacheError("The daemon failed at this download; its log says more.")
             job.state = JobState.FAILED
+
+    def _is_for_others(self, entry: FileEntry) -> tuple[bool, bool]:
+        is_large = entry.layout.chunk_count > 1
+        return is_large, not is_large and not self._cache.swarm.is_mine(entry.digest)
 
     async def _fetch_all(
         self,

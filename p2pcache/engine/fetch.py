@@ -136,7 +136,8 @@ class BlobFetch:
         if self.state.order.is_public:
             self._swarm.register(self.blob, self.report, self._wake.set)
         try:
-            if self.state.order.is_public and self.state.missing:
+            is_new = not self._swarm.has_whole(self.blob)
+            if self.state.order.is_public and self.state.missing and is_new:
                 await self._swarm.begin_round()
             self._has_met_peers = True
             self.note_change()

@@ -22,9 +22,14 @@ ENTRIES_PER_PEER_MAX = 20_000
 RATE_SMOOTHING = 0.3
 
 
+# A member that makes progress elsewhere keeps what it queued for this long after it spoke of it.
+QUEUED_LEASE_S = 30.0
+
+
 @dataclass(slots=True)
 class _Heard:
     entry: SwarmEntry
+    heard_s: float
     progress_s: float
 
 
@@ -43,6 +48,7 @@ class Peer:
     requests_inflight: int = 0
     rate_bps: float = 0.0
     received_bytes: int = 0
+    progress_s: float = 0.0
     _heard: OrderedDict[BlobDigest, _Heard] = field(default_factory=OrderedDict)
 
     @property
@@ -60,7 +66,8 @@ class Peer:
             and before.entry.received_bytes == entry.received_bytes
         )
         progress_s = before.progress_s if before is not None and is_same else now_s
-        self._heard[entry.blob] = _Heard(entry, progress_s)
+        self.progress_s = max(self.progress_s, progress_s)
+        self._heard[entry.blob] = _Heard(entry, now_s, progress_s)
         while len(self._heard) > ENTRIES_PER_PEER_MAX:
             self._heard.popitem(last=False)
 
@@ -79,13 +86,14 @@ class Peer:
         if heard is None or not self.is_up:
             return None
         entry = heard.entry
+        queued_until_s = heard.heard_s + QUEUED_LEASE_S
         return PeerView(
             peer_id=self.peer_id,
             have=entry.have if refused is None else entry.have - refused,
             intent=entry.inflight,
             is_fetching=entry.is_fetching,
             can_fetch_upstream=entry.can_fetch_upstream,
-            last_progress_s=heard.progress_s,
+            last_progress_s=max(heard.progress_s, min(self.progress_s, queued_until_s)),
             requests_inflight=self.requests_inflight,
             rate_bps=self.rate_bps,
         )

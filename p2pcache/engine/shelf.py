@@ -24,6 +24,7 @@ from p2pcache.engine.single import SingleFlight
 from p2pcache.errors import BlobCorruptError, ChunkMismatchError, ChunkNotYetError
 from p2pcache.store.base import BlobFile, FileStamp
 from p2pcache.store.bloblist import BlobRow
+from p2pcache.store.index import Index
 from p2pcache.store.partial import UPSTREAM_SOURCE
 from p2pcache.transfer.peer import thread_buffer
 
@@ -109,12 +110,21 @@ class Shelf:
 
     async def describe(self, blob: BlobDigest) -> SwarmEntry | None:
         """Return what peers may hear of a published blob."""
-        row = await self.find_row(blob)
-        if row is None or not row.is_public or not row.is_proven:
-            return None
-        layout = Layout(row.stamp.size_bytes)
-        count = layout.chunk_count
-        return SwarmEntry(blob, layout, Bitfield.full(count), Bitfield(count))
+        described = await self.describe_all([blob])
+        return described[0] if described else None
+
+    async def describe_all(self, blobs: list[BlobDigest]) -> list[SwarmEntry]:
+        """Return what peers may hear of those blobs that are published, public and proven."""
+
+        def find_sizes(index: Index) -> list[tuple[BlobDigest, int]]:
+            return index.blobs.find_shareable(blobs)
+
+        entries = []
+        for blob, size_bytes in await self._context.index.call(find_sizes):
+            layout = Layout(size_bytes)
+            count = layout.chunk_count
+            entries.append(SwarmEntry(blob, layout, Bitfield.full(count), Bitfield(count)))
+        return entries
 
     async def find_table(self, blob: BlobDigest) -> ChunkTable | None:
         """Return the chunk table of a public blob."""

@@ -19,8 +19,17 @@ from collections.abc import Awaitable, Callable, Iterable
 import aiohttp
 
 from p2pcache import __version__
+from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest
-from p2pcache.core.messages import MESSAGE_BYTES_MAX, Exchange, Hello, SwarmEntry
+from p2pcache.core.layout import Layout
+from p2pcache.core.messages import (
+    ENTRIES_PER_EXCHANGE_MAX,
+    MESSAGE_BYTES_MAX,
+    Exchange,
+    Hello,
+    SwarmEntry,
+)
+from p2pcache.core.rendezvous import find_owner
 from p2pcache.discovery.base import Candidate
 from p2pcache.engine.context import Context
 from p2pcache.engine.peer import Peer
@@ -47,7 +56,7 @@ SETTLE_S = 1.5
 PEERS_MAX = 1024
 
 Reporter = Callable[[], SwarmEntry | None]
-Describer = Callable[[BlobDigest], Awaitable[SwarmEntry | None]]
+Describer = Callable[[list[BlobDigest]], Awaitable[list[SwarmEntry]]]
 
 
 def is_private_address(host: str) -> bool:
@@ -68,8 +77,8 @@ class Swarm:
         """
         Args:
             context: The engine's shared parts.
-            describe: Says what we hold of a blob that is not being fetched; None for nothing
-                that may be shared.
+            describe: Says what we hold of blobs that are not being fetched, leaving out those
+                of which nothing is here or nothing may be shared.
         """
         self.peers: dict[str, Peer] = {}
         self.port = 0
@@ -144,6 +153,50 @@ class Swarm:
         for wake in self._wakes.values():
             wake.set()
 
+    async def ask_about(self, blobs: Iterable[tuple[BlobDigest, Layout]]) -> None:
+        """
+        Tell every peer, in one exchange, of all blobs that are about to be fetched; hear what
+        they have of them. Bounded in time; a peer that does not answer is left to its probe.
+        """
+        settle_s = self._started_s + SETTLE_S - self._context.clock.monotonic_s()
+        if settle_s > 0 and self._tasks:
+            await self._settle(settle_s)
+        entries = [
+            SwarmEntry(
+                blob,
+                layout,
+                Bitfield(layout.chunk_count),
+                Bitfield(layout.chunk_count),
+                is_fetching=True,
+                can_fetch_upstream=True,
+            )
+            for blob, layout in blobs
+        ]
+        message = Exchange(self.hello(), self.port, tuple(entries[:ENTRIES_PER_EXCHANGE_MAX]))
+        await asyncio.gather(*(self._ask_peer(peer, message) for peer in list(self.iter_up())))
+
+    async def _ask_peer(self, peer: Peer, message: Exchange) -> None:
+        try:
+            answer = await self._request(peer.url, "POST", "/v1/swarm", message.to_json())
+            self._hear(peer.peer_id, Exchange.from_json(answer).entries)
+        except P2PCacheError as error:
+            log.debug("peer %s: %s", peer.name, error)
+
+    def is_mine(self, blob: BlobDigest) -> bool:
+        """Return whether the first chunk of a blob is ours among those that are fetching it."""
+        own_id = self._context.settings.peer_id
+        members = [
+            peer.peer_id
+            for peer in self.iter_up()
+            if (entry := peer.find_entry(blob)) is not None and entry.is_fetching
+        ]
+        return find_owner(blob, 0, [own_id, *members]) == own_id
+
+    def has_whole(self, blob: BlobDigest) -> bool:
+        """Return whether a peer that is up said that it holds all of a blob."""
+        said = (peer.find_entry(blob) for peer in self.iter_up())
+        return any(entry is not None and entry.have.is_full() for entry in said)
+
     async def begin_round(self) -> None:
         """Exchange with every peer that is up, once, and wait for it a bounded time."""
         now_s = self._context.clock.monotonic_s()
@@ -194,12 +247,11 @@ class Swarm:
         return await self._our_side([entry.blob for entry in exchange.entries])
 
     async def _our_side(self, blobs: Iterable[BlobDigest]) -> Exchange:
-        entries = []
-        for blob in blobs:
-            report = self._reporters.get(blob)
-            entry = report() if report is not None else await self._describe(blob)
-            if entry is not None:
-                entries.append(entry)
+        asked = list(blobs)
+        idle = [blob for blob in asked if blob not in self._reporters]
+        entries = await self._describe(idle) if idle else []
+        reports = [self._reporters[blob]() for blob in asked if blob in self._reporters]
+        entries += [entry for entry in reports if entry is not None]
         return Exchange(self.hello(), self.port, tuple(entries))
 
     # --- asking peers ---

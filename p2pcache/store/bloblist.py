@@ -9,7 +9,7 @@ Source: schema.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sqlite_utils import Database
@@ -72,6 +72,16 @@ class BlobList:
         for row in self._db.query("SELECT * FROM blobs WHERE digest = ?", [str(blob)]):
             return self._read(row)
         return None
+
+    def find_shareable(self, blobs: Iterable[BlobDigest]) -> list[tuple[BlobDigest, int]]:
+        """Return (blob, size in bytes) of those that are proven and public."""
+        query = "SELECT size_bytes FROM blobs WHERE digest = ? AND is_proven AND is_public"
+        found = []
+        for blob in blobs:
+            row = self._db.execute(query, [str(blob)]).fetchone()
+            if row is not None:
+                found.append((blob, int(row[0])))
+        return found
 
     def iter_all(self) -> Iterator[BlobRow]:
         """Iterate over all rows."""

@@ -85,3 +85,19 @@ def test_peer_that_joins_midway_costs_little(
         fetched = hub.stats()["body_bytes"]
     assert {str(job["state"]) for job in done} == {"done"}
     assert fetched <= AMPLIFICATION_MAX * model_bytes
+
+
+def test_many_small_files_cost_one_copy(make_daemon: MakeDaemon, tmp_path: Path) -> None:
+    """Two hundred small files, three cold peers at once: every file is fetched upstream once."""
+    folder = tmp_path / "models" / "org" / "many"
+    folder.mkdir(parents=True)
+    for number in range(200):
+        (folder / f"part-{number}.json").write_bytes(b"%d" % number * 500)
+    total = sum(path.stat().st_size for path in folder.iterdir())
+    with HubProcess(tmp_path / "models") as hub:
+        daemons = start_three(make_daemon, hub.url, trust=False)
+        jobs = [str(daemon.client.pull("org/many")["id"]) for daemon in daemons]
+        for daemon, job in zip(daemons, jobs, strict=True):
+            assert daemon.client.wait(job)["state"] == "done"
+        fetched = hub.stats()["body_bytes"]
+    assert fetched <= AMPLIFICATION_MAX * total
