@@ -19,7 +19,13 @@ from p2pcache.core.credentials import ANONYMOUS, Credentials
 from p2pcache.core.refs import SnapshotId
 from p2pcache.core.snapshot import Snapshot
 from p2pcache.engine.context import Context
-from p2pcache.errors import NotFoundError, UpstreamAuthError, UpstreamRateLimitedError
+from p2pcache.engine.single import SingleFlight
+from p2pcache.errors import (
+    NotFoundError,
+    UpstreamAuthError,
+    UpstreamProtocolError,
+    UpstreamRateLimitedError,
+)
 from p2pcache.errors import UpstreamUnreachableError as Unreachable
 
 # Distinct (token, snapshot) pairs within a minute on one machine; the oldest goes.
@@ -33,6 +39,7 @@ class Access:
         self._context = context
         self._key = secrets.token_bytes(32)
         self._grants: OrderedDict[tuple[bytes, SnapshotId], float] = OrderedDict()
+        self._proofs = SingleFlight()
 
     async def is_public(self, snapshot: Snapshot) -> bool:
         """
@@ -42,16 +49,26 @@ class Access:
         decided per repository at the hub, so one file speaks for its snapshot. When the hub
         does not answer, an older yes stands; without one the answer is no.
         """
+        age_s = await self._find_proof_age_s(snapshot)
+        if self._is_fresh(age_s):
+            return True
+        return await self._proofs.run(snapshot.id, lambda: self._prove(snapshot, age_s))
+
+    async def _find_proof_age_s(self, snapshot: Snapshot) -> float | None:
         row = await self._context.index.call(
             lambda index: index.catalogue.find_snapshot(snapshot.id)
         )
-        known_wall_s = None if row is None else row.public_wall_s
-        age_s = None if known_wall_s is None else self._context.clock.wall_s() - known_wall_s
-        if age_s is not None and 0 <= age_s < self._context.settings.public_ttl_s:
-            return True
+        if row is None or row.public_wall_s is None:
+            return None
+        return self._context.clock.wall_s() - row.public_wall_s
+
+    def _is_fresh(self, age_s: float | None) -> bool:
+        return age_s is not None and 0 <= age_s < self._context.settings.public_ttl_s
+
+    async def _prove(self, snapshot: Snapshot, age_s: float | None) -> bool:
         try:
             await self._ask(snapshot, ANONYMOUS)
-        except (Unreachable, UpstreamRateLimitedError):
+        except (Unreachable, UpstreamRateLimitedError, UpstreamProtocolError):
             return age_s is not None
         except (UpstreamAuthError, NotFoundError):
             await self.revoke(snapshot.id)
@@ -67,13 +84,15 @@ class Access:
             RepositoryNotFoundError, UpstreamAuthError: The hub refuses this caller.
             UpstreamUnreachableError: The hub cannot be asked, and the content is not public.
         """
-        if await self.is_public(snapshot):
+        if self._is_fresh(await self._find_proof_age_s(snapshot)):
             return True
         now_s = self._context.clock.monotonic_s()
         key = (self._mark(credentials), snapshot.id)
         if self._grants.get(key, 0.0) > now_s:
             return False
         self._grants.pop(key, None)
+        if await self.is_public(snapshot):
+            return True
         await self._ask(snapshot, credentials)
         self._grants[key] = self._context.clock.monotonic_s() + self._context.settings.grant_ttl_s
         while len(self._grants) > GRANTS_MAX:
@@ -93,6 +112,8 @@ class Access:
 
     async def _ask(self, snapshot: Snapshot, credentials: Credentials) -> None:
         if not snapshot.files:
+            # No file to ask for: whoever may see the repository may see that it is empty.
+            await self._context.hub.resolve(snapshot.id.repo, snapshot.id.commit, credentials)
             return
         path = max(snapshot.files, key=lambda entry: entry.size_bytes).path
         await self._context.hub.check_access(snapshot.id, path, credentials)

@@ -207,7 +207,7 @@ class Librarian:
         )
         for peer in list(self._swarm.iter_up()):
             try:
-                snapshot = snapshot_from_json(await self._swarm.ask(peer, path))
+                snapshot = snapshot_from_json(await self._swarm.link.get(peer.url, path))
                 is_asked_for = snapshot.id.repo == repo and (
                     not is_commit(revision) or snapshot.id.commit == revision
                 )

@@ -43,7 +43,6 @@ class Peer:
     port: int
     version: str = ""
     via: str = ""
-    is_up: bool = True
     last_seen_s: float = 0.0
     requests_inflight: int = 0
     rate_bps: float = 0.0
@@ -71,10 +70,6 @@ class Peer:
         while len(self._heard) > ENTRIES_PER_PEER_MAX:
             self._heard.popitem(last=False)
 
-    def forget_all(self) -> None:
-        """Drop what it said: it restarted, or went away."""
-        self._heard.clear()
-
     def find_entry(self, blob: BlobDigest) -> SwarmEntry | None:
         """Return what the peer last said of a blob."""
         heard = self._heard.get(blob)
@@ -83,7 +78,7 @@ class Peer:
     def view(self, blob: BlobDigest, refused: Bitfield | None) -> PeerView | None:
         """Return the planner's view of this peer for a blob, without chunks it failed to give."""
         heard = self._heard.get(blob)
-        if heard is None or not self.is_up:
+        if heard is None:
             return None
         entry = heard.entry
         queued_until_s = heard.heard_s + QUEUED_LEASE_S

@@ -28,11 +28,17 @@ class SingleFlight:
     def start(self, key: Hashable, work: Callable[[], Awaitable[T]]) -> asyncio.Task[Any]:
         """Begin the work unless it is under way; do not wait."""
         task = self._flights.get(key)
-        if task is None:
+        if task is None or task.done():  # done: cancelled before its first step
             task = asyncio.create_task(self._fly(key, work))
             self._flights[key] = task
             task.add_done_callback(_retrieve)
         return task
+
+    async def settle(self, key: Hashable) -> None:
+        """Wait until no work is under way for a key, whatever comes of it."""
+        task = self._flights.get(key)
+        if task is not None:
+            await asyncio.wait({task})
 
     async def close(self) -> None:
         """Cancel what is under way and wait for its end."""

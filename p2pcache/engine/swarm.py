@@ -12,39 +12,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import json
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-
-import aiohttp
+from dataclasses import dataclass, field
 
 from p2pcache import __version__
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
-from p2pcache.core.messages import (
-    ENTRIES_PER_EXCHANGE_MAX,
-    MESSAGE_BYTES_MAX,
-    Exchange,
-    Hello,
-    SwarmEntry,
-)
+from p2pcache.core.messages import ENTRIES_PER_EXCHANGE_MAX, Exchange, Hello, SwarmEntry
 from p2pcache.core.rendezvous import find_owner
 from p2pcache.discovery.base import Candidate
 from p2pcache.engine.context import Context
 from p2pcache.engine.peer import Peer
-from p2pcache.errors import (
-    P2PCacheError,
-    PeerProtocolError,
-    PeerRefusedError,
-    PeerUnreachableError,
-)
+from p2pcache.engine.peerlink import PeerLink
+from p2pcache.errors import P2PCacheError
 
 log = logging.getLogger(__name__)
 
 # A probe every 2 s and 6 s of patience: a peer that vanished is gone from every plan within 8 s.
 PROBE_INTERVAL_S = 2.0
-PROBE_TIMEOUT_S = 2.0
 PEER_SILENCE_S = 6.0
 # While a blob is active, changes are told at most this often, and repeated at least this often.
 EXCHANGE_INTERVAL_MIN_S = 0.05
@@ -70,6 +57,29 @@ def is_private_address(host: str) -> bool:
     )
 
 
+@dataclass(slots=True)
+class _Address:
+    """One address where a peer may listen, and the task that visits it."""
+
+    candidate: Candidate
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    # The newest round that this address has answered in; -1 before the first visit ended.
+    round: int = -1
+    visited_s: float = 0.0
+    # Who answered last; None while nobody does.
+    peer_id: str | None = None
+    task: asyncio.Task[None] | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.candidate.host, self.candidate.port
+
+    @property
+    def url(self) -> str:
+        host = self.candidate.host
+        return f"http://[{host}]:{self.key[1]}" if ":" in host else f"http://{host}:{self.key[1]}"
+
+
 class Swarm:
     """The peers of this daemon. Event loop only."""
 
@@ -81,21 +91,16 @@ class Swarm:
                 of which nothing is here or nothing may be shared.
         """
         self.peers: dict[str, Peer] = {}
-        self.port = 0
+        self.link = PeerLink()
         self._context = context
         self._describe = describe
+        self.port = 0
+        self._started_s = 0.0
+        self._addresses: dict[tuple[str, int], _Address] = {}
         self._reporters: dict[BlobDigest, Reporter] = {}
         self._listeners: dict[BlobDigest, Callable[[], None]] = {}
-        self._tasks: dict[tuple[str, int], asyncio.Task[None]] = {}
-        self._candidates: dict[tuple[str, int], Candidate] = {}
-        self._visited_s: dict[tuple[str, int], float] = {}
-        self._greeted: set[tuple[str, int]] = set()
-        self._wakes: dict[tuple[str, int], asyncio.Event] = {}
-        self._rounds: dict[tuple[str, int], int] = {}
         self._round = 0
         self._visited = asyncio.Event()
-        self._started_s = 0.0
-        self._session: aiohttp.ClientSession | None = None
 
     # --- life ---
 
@@ -103,38 +108,35 @@ class Swarm:
         """Begin; `port` is where our own peer endpoint listens."""
         self.port = port
         self._started_s = self._context.clock.monotonic_s()
-        self._session = aiohttp.ClientSession(
-            timeout=aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S),
-            headers={"Accept-Encoding": "identity"},
-            connector=aiohttp.TCPConnector(limit=0),
-        )
+        self.link.open()
 
     async def close(self) -> None:
-        """Stop probing and forget everybody. Safe to call twice."""
-        tasks = list(self._tasks.values())
+        """Stop visiting and forget everybody. Safe to call twice."""
+        tasks = [address.task for address in self._addresses.values() if address.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._tasks.clear()
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        self._addresses.clear()
+        await self.link.close()
 
     def add_candidate(self, candidate: Candidate) -> None:
-        """Begin to probe an address that discovery named."""
+        """Begin to visit an address that discovery, or a peer about itself, named."""
         key = (candidate.host, candidate.port)
-        if key in self._tasks or len(self._tasks) >= PEERS_MAX or self._session is None:
+        if key in self._addresses or len(self._addresses) >= PEERS_MAX or not self.link.is_open:
             return
-        self._candidates[key] = candidate
-        self._wakes[key] = asyncio.Event()
-        self._rounds[key] = -1
-        self._tasks[key] = asyncio.create_task(self._watch(candidate))
+        address = self._addresses[key] = _Address(candidate)
+        address.task = asyncio.create_task(self._watch(address))
+        address.task.add_done_callback(_report_failure)
 
     def drop_candidate(self, candidate: Candidate) -> None:
-        """Probe at once an address that discovery withdrew; a goodbye alone is only a hint."""
-        wake = self._wakes.get((candidate.host, candidate.port))
-        if wake is not None:
-            wake.set()
+        """Visit at once an address that discovery withdrew; a goodbye alone is only a hint."""
+        address = self._addresses.get((candidate.host, candidate.port))
+        if address is not None:
+            address.wake.set()
+
+    def list_unreachable(self) -> list[Candidate]:
+        """Return the addresses that were named, and where nobody answers."""
+        return [a.candidate for a in self._addresses.values() if a.peer_id is None]
 
     # --- what fetches use ---
 
@@ -144,23 +146,32 @@ class Swarm:
         self._listeners[blob] = listen
 
     def unregister(self, blob: BlobDigest) -> None:
-        """Stop speaking of a blob; tells the peers once more, so that they know it is whole."""
+        """Stop speaking of a blob; who asks is told what is on the shelf."""
         self._reporters.pop(blob, None)
         self._listeners.pop(blob, None)
 
     def note_change(self) -> None:
         """Tell the peers soon: something was received, begun or given up."""
-        for wake in self._wakes.values():
-            wake.set()
+        for address in self._addresses.values():
+            address.wake.set()
+
+    async def begin_round(self) -> None:
+        """Exchange with every peer that is up, once, and wait for it a bounded time."""
+        await self._settle()
+        self._round += 1
+        wanted = self._round
+        self.note_change()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(START_ROUND_S_MAX):
+                while any(a.round < wanted and self._is_home(a) for a in self._addresses.values()):
+                    await self._visited.wait()
 
     async def ask_about(self, blobs: Iterable[tuple[BlobDigest, Layout]]) -> None:
         """
         Tell every peer, in one exchange, of all blobs that are about to be fetched; hear what
-        they have of them. Bounded in time; a peer that does not answer is left to its probe.
+        they have of them. Bounded in time; a peer that does not answer is left to its visits.
         """
-        settle_s = self._started_s + SETTLE_S - self._context.clock.monotonic_s()
-        if settle_s > 0 and self._tasks:
-            await self._settle(settle_s)
+        await self._settle()
         entries = [
             SwarmEntry(
                 blob,
@@ -174,13 +185,6 @@ class Swarm:
         ]
         message = Exchange(self.hello(), self.port, tuple(entries[:ENTRIES_PER_EXCHANGE_MAX]))
         await asyncio.gather(*(self._ask_peer(peer, message) for peer in list(self.iter_up())))
-
-    async def _ask_peer(self, peer: Peer, message: Exchange) -> None:
-        try:
-            answer = await self._request(peer.url, "POST", "/v1/swarm", message.to_json())
-            self._hear(peer.peer_id, Exchange.from_json(answer).entries)
-        except P2PCacheError as error:
-            log.debug("peer %s: %s", peer.name, error)
 
     def is_mine(self, blob: BlobDigest) -> bool:
         """Return whether the first chunk of a blob is ours among those that are fetching it."""
@@ -197,37 +201,11 @@ class Swarm:
         said = (peer.find_entry(blob) for peer in self.iter_up())
         return any(entry is not None and entry.have.is_full() for entry in said)
 
-    async def begin_round(self) -> None:
-        """Exchange with every peer that is up, once, and wait for it a bounded time."""
-        now_s = self._context.clock.monotonic_s()
-        settle_s = self._started_s + SETTLE_S - now_s
-        self._round += 1
-        wanted = self._round
-        self.note_change()
-        deadline_s = max(settle_s, 0.0) + START_ROUND_S_MAX
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(deadline_s):
-                if settle_s > 0 and self._tasks:
-                    await self._settle(settle_s)
-                while any(n < wanted for key, n in self._rounds.items() if self._is_up_at(key)):
-                    await self._visited.wait()
-
-    async def _settle(self, settle_s: float) -> None:
-        """Wait until every address was tried once, a second and a half after start at most."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(settle_s):
-                while any(number < 0 for number in self._rounds.values()):
-                    await self._visited.wait()
-
-    def list_unreachable(self) -> list[Candidate]:
-        """Return the configured or announced addresses where nobody answers."""
-        return [c for key, c in self._candidates.items() if key not in self._greeted]
-
     def iter_up(self) -> Iterable[Peer]:
         """Iterate over the peers that answer and are not banned."""
         now_s = self._context.clock.monotonic_s()
         for peer in self.peers.values():
-            if peer.is_up and self._context.blame.find_ban(peer.peer_id, now_s=now_s) is None:
+            if self._context.blame.find_ban(peer.peer_id, now_s=now_s) is None:
                 yield peer
 
     # --- what the peer endpoint uses ---
@@ -239,132 +217,108 @@ class Swarm:
 
     async def answer(self, exchange: Exchange, remote_host: str) -> Exchange:
         """Take in what a peer says, and say what we have of the same blobs."""
-        peer_id = exchange.hello.peer_id
-        if peer_id != self._context.settings.peer_id and exchange.port:
-            self.add_candidate(Candidate(remote_host, exchange.port, "introduced"))
-            self._meet(exchange.hello, remote_host, exchange.port, "introduced")
-            self._hear(peer_id, exchange.entries)
+        hello = exchange.hello
+        if hello.peer_id != self._context.settings.peer_id and exchange.port:
+            introduced = Candidate(remote_host, exchange.port, "introduced")
+            self.add_candidate(introduced)
+            self._meet(hello, introduced)
+            if self._lives_at(hello.peer_id, remote_host):
+                self._hear(hello.peer_id, exchange.entries)
         return await self._our_side([entry.blob for entry in exchange.entries])
 
-    async def _our_side(self, blobs: Iterable[BlobDigest]) -> Exchange:
-        asked = list(blobs)
-        idle = [blob for blob in asked if blob not in self._reporters]
+    # --- one task for each address ---
+
+    async def _watch(self, address: _Address) -> None:
+        """Exchange often while there is something to say, now and then while there is not."""
+        while True:
+            try:
+                address.peer_id = await self._visit(address)
+                if address.peer_id == self._context.settings.peer_id:
+                    return  # it is ourselves
+            except P2PCacheError as error:
+                log.debug("%s: %s", address.url, error)
+                self._note_silence(address)
+                address.peer_id = None
+            finally:
+                address.round = max(address.round, 0)
+                address.visited_s = self._context.clock.monotonic_s()
+                self._visited.set()
+                self._visited = asyncio.Event()
+            if address.peer_id is None and self._is_forgotten(address):
+                del self._addresses[address.key]
+                return
+            await self._pause(address)
+
+    async def _visit(self, address: _Address) -> str:
+        """Ask who is there; exchange, unless it is the second address of a peer we know."""
+        number = self._round
+        entries: tuple[SwarmEntry, ...] = ()
+        if address.peer_id is not None and not self._is_home(address):
+            hello = await self.link.greet(address.url)
+        else:
+            ours = await self._our_side(list(self._reporters))
+            theirs = await self.link.exchange(address.url, ours)
+            hello, entries = theirs.hello, theirs.entries
+        if hello.peer_id != self._context.settings.peer_id:
+            self._meet(hello, address.candidate)
+            if hello.peer_id in self.peers:
+                self.peers[hello.peer_id].last_seen_s = self._context.clock.monotonic_s()
+            self._hear(hello.peer_id, entries)
+        address.round = number
+        return hello.peer_id
+
+    async def _pause(self, address: _Address) -> None:
+        is_busy = bool(self._reporters) and self._is_home(address)
+        interval_s = EXCHANGE_INTERVAL_MAX_S if is_busy else PROBE_INTERVAL_S
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(interval_s):
+                await address.wake.wait()
+        since_s = self._context.clock.monotonic_s() - address.visited_s
+        if since_s < EXCHANGE_INTERVAL_MIN_S:
+            await asyncio.sleep(EXCHANGE_INTERVAL_MIN_S - since_s)
+        address.wake.clear()
+
+    async def _settle(self) -> None:
+        """Wait until every address was visited once, SETTLE_S after start at most."""
+        left_s = self._started_s + SETTLE_S - self._context.clock.monotonic_s()
+        if left_s <= 0:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(left_s):
+                while any(address.round < 0 for address in self._addresses.values()):
+                    await self._visited.wait()
+
+    async def _ask_peer(self, peer: Peer, message: Exchange) -> None:
+        try:
+            self._hear(peer.peer_id, (await self.link.exchange(peer.url, message)).entries)
+        except P2PCacheError as error:
+            log.debug("peer %s: %s", peer.name, error)
+
+    async def _our_side(self, blobs: list[BlobDigest]) -> Exchange:
+        idle = [blob for blob in blobs if blob not in self._reporters]
         entries = await self._describe(idle) if idle else []
-        reports = [self._reporters[blob]() for blob in asked if blob in self._reporters]
+        reports = [self._reporters[blob]() for blob in blobs if blob in self._reporters]
         entries += [entry for entry in reports if entry is not None]
         return Exchange(self.hello(), self.port, tuple(entries))
 
-    # --- asking peers ---
+    # --- the table ---
 
-    async def ask(self, peer: Peer, path: str) -> object:
-        """
-        GET a JSON document of a peer.
-
-        Raises:
-            PeerUnreachableError, PeerRefusedError, PeerProtocolError: It gave none.
-        """
-        return await self._request(peer.url, "GET", path)
-
-    async def _request(
-        self, url: str, method: str, path: str, message: object | None = None
-    ) -> object:
-        assert self._session is not None, "open() comes first"
-        try:
-            async with self._session.request(
-                method, url + path, json=message, allow_redirects=False
-            ) as response:
-                if response.status != 200:
-                    raise PeerRefusedError(f"{url}{path} answered {response.status}.")
-                body = await response.content.read(MESSAGE_BYTES_MAX)
-                while chunk := await response.content.read(MESSAGE_BYTES_MAX):
-                    body += chunk
-                    if len(body) > MESSAGE_BYTES_MAX:
-                        raise PeerProtocolError(f"{url}{path} has no end.")
-                return json.loads(body)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise PeerUnreachableError(f"{url} does not answer ({error!r}).") from error
-        except (ValueError, RecursionError) as error:
-            raise PeerProtocolError(f"{url}{path} is not JSON.") from error
-
-    # --- one task per address ---
-
-    async def _watch(self, candidate: Candidate) -> None:
-        """Exchange often while there is something to say, now and then while there is not."""
-        key = (candidate.host, candidate.port)
-        while True:
-            is_gone = False
-            try:
-                peer_id = await self._visit(candidate)
-                self._greeted.add(key)
-                if peer_id is None:
-                    return  # it is ourselves
-                if candidate.via != "introduced" and peer_id in self.peers:
-                    self.peers[peer_id].via = candidate.via
-            except P2PCacheError as error:
-                log.debug("peer %s:%s: %s", *key, error)
-                self._greeted.discard(key)
-                is_gone = self._note_silence(key) and candidate.via == "introduced"
-            finally:
-                self._rounds[key] = max(self._rounds[key], 0)
-                self._visited_s[key] = self._context.clock.monotonic_s()
-                self._visited.set()
-                self._visited = asyncio.Event()
-            if is_gone:
-                self._forget_candidate(key)
-                return
-            await self._pause(key)
-
-    def _forget_candidate(self, key: tuple[str, int]) -> None:
-        """Stop probing an address that only a peer's own word named, and nobody answers at."""
-        del self._tasks[key], self._candidates[key], self._wakes[key]
-        del self._rounds[key], self._visited_s[key]
-
-    async def _pause(self, key: tuple[str, int]) -> None:
-        wake = self._wakes[key]
-        is_busy = bool(self._reporters) and self._is_up_at(key)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(EXCHANGE_INTERVAL_MAX_S if is_busy else PROBE_INTERVAL_S):
-                await wake.wait()
-        since_s = self._context.clock.monotonic_s() - self._visited_s.get(key, 0.0)
-        await asyncio.sleep(max(0.0, EXCHANGE_INTERVAL_MIN_S - since_s) if is_busy else 0.0)
-        wake.clear()
-
-    async def _visit(self, candidate: Candidate) -> str | None:
-        key = (candidate.host, candidate.port)
-        number = self._round
-        host = f"[{candidate.host}]" if ":" in candidate.host else candidate.host
-        url = f"http://{host}:{candidate.port}"
-        entries: tuple[SwarmEntry, ...] = ()
-        is_second_address = key in self._greeted and not self._is_up_at(key)
-        if is_second_address:
-            hello = Hello.from_json(await self._request(url, "GET", "/v1/hello"))
-        else:
-            ours = await self._our_side(list(self._reporters))
-            answer = await self._request(url, "POST", "/v1/swarm", ours.to_json())
-            theirs = Exchange.from_json(answer)
-            hello, entries = theirs.hello, theirs.entries
-        if hello.peer_id == self._context.settings.peer_id:
-            return None
-        self._meet(hello, candidate.host, candidate.port, candidate.via)
-        peer = self.peers.get(hello.peer_id)
-        if peer is not None:
-            peer.last_seen_s = self._context.clock.monotonic_s()
-        self._hear(hello.peer_id, entries)
-        self._rounds[key] = number
-        return hello.peer_id
-
-    def _meet(self, hello: Hello, host: str, port: int, via: str) -> None:
+    def _meet(self, hello: Hello, candidate: Candidate) -> None:
         """Put a peer into the table. One that has several addresses keeps the first."""
+        place = (candidate.host, candidate.port)
         for other in list(self.peers.values()):
-            if (other.host, other.port) == (host, port) and other.peer_id != hello.peer_id:
-                self.drop(other.peer_id)
+            if (other.host, other.port) == place and other.peer_id != hello.peer_id:
+                self._drop(other)
         peer = self.peers.get(hello.peer_id)
-        if peer is None:
-            peer = Peer(hello.peer_id, hello.name, host, port, hello.version, via)
+        if peer is None and len(self.peers) < PEERS_MAX:
+            peer = Peer(hello.peer_id, hello.name, *place, hello.version, candidate.via)
             peer.last_seen_s = self._context.clock.monotonic_s()
             self.peers[hello.peer_id] = peer
-            log.info("peer %s found at %s:%s (%s)", hello.name, host, port, via)
-        peer.name, peer.version = hello.name, hello.version
+            log.info("peer %s found at %s:%s (%s)", hello.name, *place, candidate.via)
+        if peer is not None:
+            peer.name, peer.version = hello.name, hello.version
+            if peer.via == "introduced":
+                peer.via = candidate.via
 
     def _hear(self, peer_id: str, entries: Iterable[SwarmEntry]) -> None:
         peer = self.peers.get(peer_id)
@@ -377,22 +331,37 @@ class Swarm:
             if listener is not None:
                 listener()
 
-    def _is_up_at(self, key: tuple[str, int]) -> bool:
-        return any(p.is_up and (p.host, p.port) == key for p in self.peers.values())
+    def _is_home(self, address: _Address) -> bool:
+        """Return whether a peer of the table is reached at this address."""
+        return any((p.host, p.port) == address.key for p in self.peers.values())
 
-    def _note_silence(self, key: tuple[str, int]) -> bool:
-        """Drop the peer at an address once it was silent too long; returns whether it is gone."""
+    def _lives_at(self, peer_id: str, host: str) -> bool:
+        """Return whether a host may speak for a peer: it answered there, or came from there."""
+        hosts = {a.candidate.host for a in self._addresses.values() if a.peer_id == peer_id}
+        peer = self.peers.get(peer_id)
+        return host in hosts or (peer is not None and peer.host == host)
+
+    def _note_silence(self, address: _Address) -> None:
+        """Drop the peer at an address once it was silent too long."""
         now_s = self._context.clock.monotonic_s()
         for peer in list(self.peers.values()):
-            if (peer.host, peer.port) == key and now_s - peer.last_seen_s >= PEER_SILENCE_S:
-                self.drop(peer.peer_id)
-        return not self._is_up_at(key)
+            is_here = (peer.host, peer.port) == address.key
+            if is_here and now_s - peer.last_seen_s >= PEER_SILENCE_S:
+                self._drop(peer)
 
-    def drop(self, peer_id: str) -> None:
-        """Take a peer out of every plan; its address goes on being probed."""
-        peer = self.peers.pop(peer_id, None)
-        if peer is not None:
-            peer.is_up = False
-            log.info("peer %s at %s:%s is gone", peer.name, peer.host, peer.port)
-            for listener in self._listeners.values():
-                listener()
+    def _is_forgotten(self, address: _Address) -> bool:
+        """Return whether only a peer's own word named an address, and nobody is there."""
+        return address.candidate.via == "introduced" and not self._is_home(address)
+
+    def _drop(self, peer: Peer) -> None:
+        """Take a peer out of every plan; its address goes on being visited."""
+        self.peers.pop(peer.peer_id, None)
+        log.info("peer %s at %s:%s is gone", peer.name, peer.host, peer.port)
+        for listener in self._listeners.values():
+            listener()
+
+
+def _report_failure(task: asyncio.Task[None]) -> None:
+    """Log a fault of ours that ended a visit; peers cannot cause one."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("visiting a peer failed", exc_info=error)

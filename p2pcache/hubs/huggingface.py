@@ -120,6 +120,12 @@ class HuggingFaceHub:
             raise error_of_answer(
                 status, headers, str(snapshot_id), has_token=not credentials.is_anonymous
             )
+        if "X-Repo-Commit" not in headers:
+            # A sign-in page answers 200, or redirects, too. Clients insist on this header as well.
+            raise UpstreamProtocolError(
+                f"What answered for {snapshot_id} names no commit, so it is no hub; "
+                "check that a portal does not stand in between."
+            )
 
     def locate(
         self, snapshot_id: SnapshotId, entry: FileEntry, credentials: Credentials

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,10 +27,11 @@ _KIND_FOLDERS = {"models": "models", "datasets": "datasets", "spaces": "spaces"}
 
 
 class HubTree:
-    """The tree that HF_HUB_CACHE points at. One writer."""
+    """The tree that HF_HUB_CACHE points at. Safe from several threads: they write in turns."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._lock = threading.Lock()
 
     def repo_path(self, repo: RepoId) -> Path:
         """Return the folder of one repository."""
@@ -47,11 +49,11 @@ class HubTree:
             StoreError: The disk failed or is full.
         """
         path = self.repo_path(snapshot.id.repo) / "trees" / f"{snapshot.id.commit}.json"
-        if path.exists():
-            return
-        files = {entry.path: _tree_entry(entry) for entry in snapshot.files}
-        content = json.dumps({"format_version": 1, "files": files}, indent=1)
-        with _translating_errors(path):
+        with self._lock, _translating_errors(path):
+            if path.exists():
+                return
+            files = {entry.path: _tree_entry(entry) for entry in snapshot.files}
+            content = json.dumps({"format_version": 1, "files": files}, indent=1)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file_atomically(path, content.encode())
 
@@ -62,7 +64,7 @@ class HubTree:
         Raises:
             StoreError: The disk failed or is full.
         """
-        with _translating_errors(blob_path):
+        with self._lock, _translating_errors(blob_path):
             self._link_file(snapshot_id, entry, blob_path)
 
     def _link_file(self, snapshot_id: SnapshotId, entry: FileEntry, blob_path: Path) -> None:
@@ -91,10 +93,10 @@ class HubTree:
             StoreError: The disk failed or is full.
         """
         path = self.repo_path(repo) / "refs" / revision
-        with contextlib.suppress(OSError):
-            if path.read_text() == commit:
-                return
-        with _translating_errors(path):
+        with self._lock, _translating_errors(path):
+            with contextlib.suppress(OSError, ValueError):
+                if path.read_text() == commit:
+                    return
             # Git has never `a` and `a/b` at once: what is in the way is gone at the hub.
             for parent in path.parents[: revision.count("/")]:
                 if parent.is_file():
