@@ -284,7 +284,7 @@ def make_metrics() -> str:
                 "`GET /metrics` at the local endpoint, in the Prometheus text format.\n"
                 "Label values come from fixed sets, never from a request, so that their number is "
                 "bounded.\n"
-                "A labelled counter appears with its first event.",
+                "A labelled counter appears with its first event, and starts anew with the daemon.",
                 table(("metric", "kind", "labels", "meaning"), rows),
                 'Not there yet: `p2pcache_residency_seconds`, and `source="disk"` of '
                 "`p2pcache_bytes_total`.",

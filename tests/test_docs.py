@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from docs import generate
+from p2pcache.cli.group import p2pcache
 from p2pcache.config import SETTINGS
 from tests.hub import HubProcess
 
@@ -64,7 +65,7 @@ def test_every_command_setting_error_and_metric_is_documented() -> None:
     """The generated pages name all that there is, each in a place of its own."""
     cli, config = read_page("docs/reference/cli.md"), read_page("docs/reference/config.md")
     assert [n for n, _ in generate.commands() if f"\n## {n}\n" not in cli] == []
-    assert [n for n in generate.p2pcache.commands if f"\n## {n}\n" not in cli] == []
+    assert [n for n in p2pcache.commands if f"\n## {n}\n" not in cli] == []
     options = {opt for _, c in generate.commands() for p in c.params for opt in p.opts}
     assert [o for o in options if o.startswith("-") and f"`{o}`" not in cli] == []
     assert [s.name for s in SETTINGS if f"`{s.environment}`" not in config] == []

@@ -107,7 +107,7 @@ async def open_cache(config: DaemonConfig, stack: AsyncExitStack) -> Cache:
         upstream_is_trusted=may_trust_upstream(config.hf_upstream),
         random=SystemRandom(),
     )
-    stack.callback(context.bulk.shutdown)
+    stack.callback(context.close_threads)
     cache = Cache(context)
     stack.push_async_callback(cache.close)
     return cache

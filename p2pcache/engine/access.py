@@ -110,6 +110,10 @@ class Access:
         """Record that the hub refused an anonymous caller."""
         await self._context.index.call(lambda index: index.catalogue.set_public(snapshot_id, None))
 
+    async def close(self) -> None:
+        """Stop asking."""
+        await self._proofs.close()
+
     async def _ask(self, snapshot: Snapshot, credentials: Credentials) -> None:
         if not snapshot.files:
             # No file to ask for: whoever may see the repository may see that it is empty.

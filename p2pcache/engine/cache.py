@@ -9,6 +9,7 @@ Source: design.md §5.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from dataclasses import dataclass
@@ -28,9 +29,17 @@ from p2pcache.engine.librarian import Librarian, Resolved
 from p2pcache.engine.reader import BlobReader
 from p2pcache.engine.shelf import ChunkRun, Shelf
 from p2pcache.engine.swarm import Swarm
-from p2pcache.errors import BlobNotFoundError, InvalidRangeError, OtherLayoutError, StoreFullError
+from p2pcache.errors import (
+    BlobNotFoundError,
+    InvalidRangeError,
+    OtherLayoutError,
+    StoreError,
+    StoreFullError,
+)
 from p2pcache.store.index import Index
 from p2pcache.store.partial import store_error
+
+log = logging.getLogger(__name__)
 
 # Left free for everybody else on the file system: SQLite, logs, the workers' own files.
 DISK_FREE_BYTES_MIN = 64 * 1024 * 1024
@@ -76,10 +85,14 @@ class Cache:
         is_public = await self.access.check_may_read(resolved.snapshot, credentials)
         entry = resolved.snapshot.get_file(path)
         landing = await self.land(resolved.snapshot, entry, credentials, is_public=is_public)
-        if landing.active is None:
-            await self.publish_to_tree(resolved, [entry])
-        else:
-            self._publish_when_done(resolved, entry, landing.active)
+        try:
+            if landing.active is None:
+                await self._try_publish_to_tree(resolved, entry)
+            else:
+                self._publish_when_done(resolved, entry, landing.active)
+        except BaseException:
+            landing.close()
+            raise
         return resolved, entry, BlobReader(landing.fd, entry.size_bytes, landing.active)
 
     async def find_file(
@@ -102,8 +115,12 @@ class Cache:
         while True:
             found = await self.shelf.open_proven(entry.digest)
             if found is not None:
-                if is_public:
-                    await self.shelf.note_public(entry.digest)
+                try:
+                    if is_public:
+                        await self.shelf.note_public(entry.digest)
+                except BaseException:
+                    os.close(found.fd)
+                    raise
                 return Landing(entry, found.fd, None)
             active = await self.fetches.start(snapshot, entry, credentials, is_public=is_public)
             if not active.is_done:
@@ -113,6 +130,13 @@ class Cache:
     def _publish_when_done(self, resolved: Resolved, entry: FileEntry, active: ActiveFetch) -> None:
         """Link the file for offline workers once it is proven, whether a reader waits or not."""
         self.fetches.after(active, lambda: self.publish_to_tree(resolved, [entry]))
+
+    async def _try_publish_to_tree(self, resolved: Resolved, entry: FileEntry) -> None:
+        """Link a file that is here already; a full disk must not keep it from its reader."""
+        try:
+            await self.publish_to_tree(resolved, [entry])
+        except StoreError as error:
+            log.warning("%s was not linked into the tree: %s", entry.path, error)
 
     async def publish_to_tree(self, resolved: Resolved, entries: list[FileEntry]) -> None:
         """Link proven files into the tree that workers read without asking anybody."""
@@ -249,4 +273,5 @@ class Cache:
         await self.fetches.close()
         await self.swarm.close()
         await self.librarian.close()
+        await self.access.close()
         await self.shelf.close()

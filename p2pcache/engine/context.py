@@ -29,9 +29,10 @@ from p2pcache.transfer.connection import ConnectionPool
 
 T = TypeVar("T")
 
-# Bulk threads: enough for every connection below to be busy, few enough that 4 MiB buffers
-# stay below 100 MB in all.
-BULK_THREADS_MAX = 16
+# Threads with 4 MiB buffers, 128 MB in all. Disk, peers and hub have their own: peers that accept
+# and then say nothing would otherwise hold up every file that is opened or hashed.
+BULK_THREADS_MAX = 8
+PEER_THREADS_MAX = 16
 # All blobs together: a share of the hub's link that one site may take without being rude.
 UPSTREAM_REQUESTS_INFLIGHT_MAX = 8
 
@@ -71,10 +72,28 @@ class Context:
     bulk: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(BULK_THREADS_MAX, thread_name_prefix="bulk")
     )
+    peer_threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(PEER_THREADS_MAX, thread_name_prefix="peer")
+    )
+    upstream_threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(
+            UPSTREAM_REQUESTS_INFLIGHT_MAX, thread_name_prefix="upstream"
+        )
+    )
 
     async def in_bulk(self, work: Callable[..., T], *arguments: object) -> T:
-        """Run blocking work in a bulk thread."""
+        """Run work that waits for a disk or hashes, in a bulk thread."""
         return await asyncio.get_running_loop().run_in_executor(self.bulk, work, *arguments)
+
+    async def on_wire(self, work: Callable[..., T], *arguments: object, is_upstream: bool) -> T:
+        """Run work that waits for a source, in a thread for that kind of source."""
+        threads = self.upstream_threads if is_upstream else self.peer_threads
+        return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
+
+    def close_threads(self) -> None:
+        """Wait for the threads' work and end them; the event loop is done with them."""
+        for threads in (self.peer_threads, self.upstream_threads, self.bulk):
+            threads.shutdown()
 
     def make_fault(self, source_id: str, source_name: str, reason: str, detail: str) -> Fault:
         """Return a fault that happened now."""

@@ -10,6 +10,7 @@ Source: design.md §6.5–6.6.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from p2pcache.core.planner import UPSTREAM, FetchView, RunRequest, plan_requests
@@ -30,6 +31,8 @@ from p2pcache.store.partial import FilePartial
 from p2pcache.transfer.base import RunCancelled, Source
 from p2pcache.transfer.peer import PeerSource
 from p2pcache.transfer.upstream import UpstreamSource
+
+log = logging.getLogger(__name__)
 
 # A peer that failed to give a run is not asked for this blob again for so long.
 PEER_PAUSE_S = 3.0
@@ -101,7 +104,9 @@ class Dispatcher:
         for sink, source in self._runs.values():
             sink.cancel()
             source.close()
-        await asyncio.gather(*self._runs, return_exceptions=True)
+        if self._runs:
+            # Not gather(): cancelled meanwhile, it would leave threads writing to a closed file.
+            await asyncio.wait(set(self._runs))
 
     def _begin(self, run: RunRequest) -> None:
         state = self._state
@@ -131,7 +136,9 @@ class Dispatcher:
         state, order = self._state, self._state.order
         started_s = self._context.clock.monotonic_s()
         try:
-            await self._context.in_bulk(source.fetch_run, order.blob, order.layout, run, sink)
+            await self._context.on_wire(
+                source.fetch_run, order.blob, order.layout, run, sink, is_upstream=peer is None
+            )
             self._judge_good(run)
         except RunCancelled:
             pass
@@ -140,6 +147,10 @@ class Dispatcher:
         except P2PCacheError as error:
             if not sink.is_cancelled:
                 self._judge_fault(run, peer, error)
+        except Exception:
+            # Asked again at once it would fail again at once, for ever.
+            log.exception("a run of %s failed", order.location.what)
+            state.failure = P2PCacheError("The daemon failed at this fetch; its log says more.")
         finally:
             if peer is None:
                 state.upstream_inflight -= 1

@@ -23,6 +23,7 @@ from p2pcache.engine.context import Context
 from p2pcache.engine.dispatch import Dispatcher
 from p2pcache.engine.fetchstate import FetchOrder, FetchState, Suspect
 from p2pcache.engine.prover import prove
+from p2pcache.engine.single import see_through
 from p2pcache.engine.swarm import Swarm
 from p2pcache.errors import IntegrityError, NoSourceError, StoreError
 from p2pcache.store.base import FileStamp
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 REPLAN_INTERVAL_S = 0.25
 # What a power cut may cost: records are made durable this often.
 FLUSH_INTERVAL_S = 1.0
-# A blob whose proof failed is fetched again, from others, this many times.
+# A blob whose proof fails is fetched again, from others; the last time from the hub alone.
 PROOF_ATTEMPTS_MAX = 3
 
 
@@ -85,8 +86,13 @@ class BlobFetch:
             return False
         if not state.order.trusts_upstream or len(state.find_shareable()) < len(state.have):
             return False
+        if state.streaming_count > 0:
+            return True
+        # A peer that is paused gives no view, and may still be sending what it was asked for.
+        if state.inflight - state.intent - state.have:
+            return False
         now_s = self._context.clock.monotonic_s()
-        return state.streaming_count > 0 or not state.view_peers(self._swarm.iter_up(), now_s=now_s)
+        return not state.view_peers(self._swarm.iter_up(), now_s=now_s)
 
     async def wait_for_change(self) -> None:
         """Return when a chunk arrived, a run ended, or the fetch is over."""
@@ -144,12 +150,16 @@ class BlobFetch:
             return await self._fill_and_publish(self._dispatcher)
         finally:
             flusher.cancel()
-            await self._dispatcher.stop()
-            await asyncio.gather(flusher, return_exceptions=True)
             self._swarm.unregister(self.blob)
-            self._swarm.note_change()
-            self.note_change()
-            await self._context.in_bulk(self._flush_quietly)
+            await see_through(self._wind_up(self._dispatcher, flusher))
+
+    async def _wind_up(self, dispatcher: Dispatcher, flusher: asyncio.Task[None]) -> None:
+        """Return once no thread writes any more, and what was written is durable."""
+        await dispatcher.stop()
+        await asyncio.gather(flusher, return_exceptions=True)
+        self._swarm.note_change()
+        self.note_change()
+        await self._context.in_bulk(self._flush_quietly)
 
     async def _fill_and_publish(self, dispatcher: Dispatcher) -> tuple[FileStamp, ChunkTable]:
         store = self._context.store
@@ -167,7 +177,7 @@ class BlobFetch:
             if proof.is_right():
                 self._name_liars(dispatcher, table)
                 publish = partial(store.publish, is_public=self.state.order.is_public)
-                stamp = await self._context.in_bulk(publish, self.partial, proof)
+                stamp = await see_through(self._context.in_bulk(publish, self.partial, proof))
                 self.state.is_published = True
                 return stamp, table
             await self._drop_doubtful(dispatcher, table, attempt)
@@ -240,6 +250,7 @@ class BlobFetch:
             state.have.discard(index)
             state.sources.pop(index, None)
         state.excluded |= senders
+        state.asks_peers = attempt < PROOF_ATTEMPTS_MAX - 1
         state.proof_failures += 1
         self.note_change()
         await self._context.in_bulk(self.partial.forget, doubtful)

@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from p2pcache.clock import Clock
 from p2pcache.core.credentials import Credentials
@@ -23,6 +24,7 @@ from p2pcache.engine.context import Context
 from p2pcache.engine.fetch import BlobFetch
 from p2pcache.engine.fetchstate import FetchOrder
 from p2pcache.engine.shelf import ChunkRun, Shelf
+from p2pcache.engine.single import see_through
 from p2pcache.engine.swarm import Swarm
 from p2pcache.errors import BlobNotFoundError, ChunkNotYetError, NoSourceError, P2PCacheError
 
@@ -42,6 +44,7 @@ class ActiveFetch:
         # Jobs that wait for it; with a reader, or once one was here, it goes on without them.
         self.job_count = 0
         self.had_reader = False
+        self.is_stopping = False
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
 
@@ -103,6 +106,12 @@ class ActiveFetch:
         """Say that a job does not want the blob any more; stops the fetch if nobody does."""
         self.job_count -= 1
         if self.job_count == 0 and not self.had_reader:
+            self.stop()
+
+    def stop(self) -> None:
+        """Cancel the fetch, once: a second time would interrupt its winding up."""
+        if not self.is_stopping:
+            self.is_stopping = True
             self.task.cancel()
 
     def note_reader(self, reader_id: int, chunk_index: int) -> None:
@@ -142,23 +151,36 @@ class Fetches:
         Raises:
             StoreError: No room, or the disk failed.
         """
-        active = self._active.get(entry.digest)
-        if active is None:
-            settings = self._context.settings
-            order = FetchOrder(
-                entry.digest,
-                entry.layout,
-                self._context.hub.locate(snapshot.id, entry, credentials),
-                is_public,
-                trusts_peers=settings.trust_peers,
-                trusts_upstream=self._context.upstream_is_trusted,
-            )
-            fetch = BlobFetch(self._context, self._swarm, order)
-            active = ActiveFetch(fetch, self._context.clock)
-            self._active[entry.digest] = active
-            active.task = asyncio.create_task(self._run(active))
-            active.task.add_done_callback(_retrieve)
-        await active.wait_open()
+        while True:
+            active = self._active.get(entry.digest)
+            if active is None:
+                active = self._begin(snapshot, entry, credentials, is_public=is_public)
+            if not active.is_stopping:
+                await active.wait_open()
+            if not active.is_stopping:
+                break
+            # Everybody left it; it winds up first, for two must not fill one file.
+            await asyncio.wait({active.task})
+        order = active.fetch.state.order
+        if is_public and not order.is_public:
+            active.fetch.state.order = replace(order, is_public=True)
+        return active
+
+    def _begin(
+        self, snapshot: Snapshot, entry: FileEntry, credentials: Credentials, *, is_public: bool
+    ) -> ActiveFetch:
+        order = FetchOrder(
+            entry.digest,
+            entry.layout,
+            self._context.hub.locate(snapshot.id, entry, credentials),
+            is_public,
+            trusts_peers=self._context.settings.trust_peers,
+            trusts_upstream=self._context.upstream_is_trusted,
+        )
+        active = ActiveFetch(BlobFetch(self._context, self._swarm, order), self._context.clock)
+        self._active[entry.digest] = active
+        active.task = asyncio.create_task(self._run(active))
+        active.task.add_done_callback(_retrieve)
         return active
 
     async def _run(self, active: ActiveFetch) -> None:
@@ -168,7 +190,7 @@ class Fetches:
             active.is_open.set()
             stamp, table = await fetch.run()
             is_public = fetch.state.order.is_public
-            await self._shelf.put(fetch.blob, stamp, table, is_public=is_public)
+            await see_through(self._shelf.put(fetch.blob, stamp, table, is_public=is_public))
         finally:
             self._active.pop(fetch.blob, None)
             fetch.close()
@@ -213,8 +235,8 @@ class Fetches:
     async def close(self) -> None:
         """Stop all fetches; what they have is durable when this returns."""
         tasks = [active.task for active in self._active.values()]
-        for task in tasks:
-            task.cancel()
+        for active in self._active.values():
+            active.stop()
         await asyncio.gather(*tasks, *self._followers, return_exceptions=True)
 
 

@@ -69,6 +69,8 @@ class FetchState:
     paused_until_s: dict[str, float] = field(default_factory=dict)
     suspects: dict[int, Suspect] = field(default_factory=dict)
     excluded: set[str] = field(default_factory=set)
+    # False once peers' chunks failed the proof so often that only the hub is asked.
+    asks_peers: bool = True
     failure: P2PCacheError | None = None
     # How often the whole turned out wrong: what was read before is worth nothing then.
     proof_failures: int = 0
@@ -127,7 +129,7 @@ class FetchState:
     def view_peers(self, peers: Iterable[Peer], *, now_s: float) -> list[PeerView]:
         """Return the planner's views of the peers that may be asked for this blob."""
         must_be_trusted = self.streaming_count > 0 and not self.order.trusts_peers
-        if not self.order.is_public or must_be_trusted:
+        if not self.order.is_public or must_be_trusted or not self.asks_peers:
             return []
         views = []
         for peer in peers:

@@ -25,7 +25,7 @@ from p2pcache.errors import BlobCorruptError, ChunkMismatchError, ChunkNotYetErr
 from p2pcache.store.base import BlobFile, FileStamp
 from p2pcache.store.bloblist import BlobRow
 from p2pcache.store.index import Index
-from p2pcache.store.partial import UPSTREAM_SOURCE
+from p2pcache.store.partial import UPSTREAM_SOURCE, FilePartial
 from p2pcache.transfer.peer import thread_buffer
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ class Shelf:
         """
         row = await self.find_row(blob)
         if row is None:
+            # A damaged file may just be set aside: its good chunks are kept first.
+            await self._checks.settle(blob)
             return None
         found = self._context.store.find_blob(blob)
         if found is None:
@@ -70,10 +72,13 @@ class Shelf:
             return None
         if row.is_proven and found.stamp == row.stamp:
             return found
-        if await self._checks.run(blob, lambda: self._check(row)):
-            return found
-        os.close(found.fd)
-        return None
+        is_right = False
+        try:
+            is_right = await self._checks.run(blob, lambda: self._check(row))
+        finally:
+            if not is_right:
+                os.close(found.fd)
+        return found if is_right else None
 
     async def open_run(self, blob: BlobDigest, first: int, last: int) -> ChunkRun | None:
         """
@@ -102,9 +107,10 @@ class Shelf:
         if found.stamp != row.stamp:
             try:
                 await self._context.in_bulk(_check_run, run, row.table.layout, first, blob)
-            except BlobCorruptError:
+            except BaseException as error:
                 os.close(found.fd)
-                self._checks.start(blob, lambda: self._check(row))
+                if isinstance(error, BlobCorruptError):
+                    self._checks.start(blob, lambda: self._check(row))
                 raise
         return run
 
@@ -197,6 +203,17 @@ class Shelf:
         if known is None or known.layout != table.layout:
             return
         partial = store.open_partial(blob, known.layout)
+        try:
+            self._keep_good_chunks(partial, found, known, table)
+            partial.flush()
+        finally:
+            partial.close()
+
+    @staticmethod
+    def _keep_good_chunks(
+        partial: FilePartial, found: BlobFile, known: ChunkTable, table: ChunkTable
+    ) -> None:
+        blob = partial.blob
         for index in range(known.layout.chunk_count):
             expected = known.find(index)
             if expected is None or table.find(index) != expected:

@@ -54,6 +54,16 @@ class SingleFlight:
             self._flights.pop(key, None)
 
 
+async def see_through(work: Awaitable[T]) -> T:
+    """Wait for some work to its end even when cancelled meanwhile; the cancellation comes after."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
 def _retrieve(task: asyncio.Task[Any]) -> None:
     """Look at the outcome, so that one that nobody waits for any more is not complained of."""
     if not task.cancelled():

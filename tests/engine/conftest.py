@@ -82,8 +82,8 @@ def find_own_tasks(before: set[asyncio.Task[object]]) -> list[asyncio.Task[objec
     return [
         task
         for task in asyncio.all_tasks() - before
-        if "p2pcache/engine" in (getattr(task.get_coro(), "cr_code", None) or eventually.__code__
-        ).co_filename
+        if "p2pcache/engine"
+        in (getattr(task.get_coro(), "cr_code", None) or eventually.__code__).co_filename
     ]
 
 

@@ -175,9 +175,7 @@ class Engine:
     async def start_fetch(self, repo: str, path: str, *, is_public: bool = True) -> ActiveFetch:
         """Begin to fetch a file, or join."""
         snapshot, entry = await self.find(repo, path)
-        return await self.cache.fetches.start(
-            snapshot, entry, Credentials(), is_public=is_public
-        )
+        return await self.cache.fetches.start(snapshot, entry, Credentials(), is_public=is_public)
 
     async def open_reader(self, repo: str, path: str, token: str | None = None) -> BlobReader:
         """Open a file as the gateway does."""

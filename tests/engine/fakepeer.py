@@ -9,6 +9,7 @@ Source: docs/reference/peer-protocol.md.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Callable
 from types import TracebackType
@@ -32,9 +33,11 @@ class FakePeer:
         tamper: Changes the bytes of a chunk before they are sent, under their own digest.
         run_status: What requests for runs are answered with.
         vanishes_after: Chunks that are sent before the connection is cut, in every run.
+        claims: Digests to name in place of the right ones.
         swarm_body: Replaces the answer of an exchange.
         documents: Answers to other paths.
         is_silent: Nothing is answered while set.
+        hangs_runs: Requests for runs are not answered until it stops.
     """
 
     def __init__(self, *contents: bytes, number: int = 1, name: str = "") -> None:
@@ -44,9 +47,11 @@ class FakePeer:
         self.tamper: Tamper = lambda _, chunk: chunk
         self.run_status = 200
         self.vanishes_after: int | None = None
+        self.claims: list[str] = []
         self.swarm_body: bytes | None = None
         self.documents: dict[str, object] = {}
         self.is_silent = False
+        self.hangs_runs = False
         self.is_fetching = False
         self.hides_blobs = False
         self.exchanges: list[Exchange] = []
@@ -129,6 +134,9 @@ class FakePeer:
         first, last = (int(text) for text in request.match_info["run"].split("-"))
         self.runs.append((first, last))
         await self._wait_if_silent()
+        if self.hangs_runs:
+            await self._released.wait()
+            return web.Response(status=503)
         if self.run_status != 200:
             return web.json_response({"error": "Refused"}, status=self.run_status)
         content = self.contents[BlobDigest.parse(request.match_info["digest"])]
@@ -137,9 +145,8 @@ class FakePeer:
         for index in range(first, last + 1):
             offset, length = layout.span_of(index, index)
             chunks.append(self.tamper(index, content[offset : offset + length]))
-        response = web.StreamResponse(
-            headers={"X-P2PCache-Chunks": ",".join(str(digest_of(chunk)) for chunk in chunks)}
-        )
+        claims = ",".join(self.claims or [str(digest_of(chunk)) for chunk in chunks])
+        response = web.StreamResponse(headers={"X-P2PCache-Chunks": claims})
         response.content_length = sum(map(len, chunks))
         await response.prepare(request)
         for number, chunk in enumerate(chunks):
@@ -161,6 +168,4 @@ class FakePeer:
 
 def sha256_name(content: bytes) -> BlobDigest:
     """Return the LFS name of some bytes."""
-    import hashlib
-
     return BlobDigest("sha256", hashlib.sha256(content).hexdigest())

@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,33 @@ def test_hubtree_publishing_twice_changes_nothing(tree: HubTree) -> None:
     tree.publish_ref(REPO, "main", COMMIT)
     after = sorted((str(p), p.lstat().st_ino, p.lstat().st_mtime_ns) for p in tree.root.rglob("*"))
     assert after == before
+
+
+def test_hubtree_many_threads_publish_the_same_at_once(tree: HubTree) -> None:
+    """Readers that come while a fetch ends all publish: none trips over another's new link."""
+    blobs = {entry.path: store_blob(tree, entry.path) for entry in SNAPSHOT.files}
+
+    def publish_all() -> None:
+        for _ in range(10):
+            tree.publish_tree(SNAPSHOT)
+            for entry in SNAPSHOT.files:
+                (tree.snapshot_path(ID) / entry.path).unlink(missing_ok=True)
+                tree.publish_file(ID, entry, blobs[entry.path])
+            tree.publish_ref(REPO, "main", COMMIT)
+
+    with ThreadPoolExecutor(4) as threads:
+        for job in [threads.submit(publish_all) for _ in range(4)]:
+            job.result()
+    assert not list(tree.root.rglob(".*"))
+
+
+def test_hubtree_unreadable_ref_is_written_anew(tree: HubTree) -> None:
+    """A ref that is no text is replaced, not stumbled over."""
+    path = tree.repo_path(REPO) / "refs" / "main"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"\xff\xfe")
+    tree.publish_ref(REPO, "main", COMMIT)
+    assert path.read_text() == COMMIT
 
 
 def test_hubtree_old_links_are_replaced(tree: HubTree) -> None:

@@ -18,7 +18,7 @@ import pytest
 from p2pcache.core.refs import RepoId
 from p2pcache.errors import IndexCorruptError, SchemaTooNewError, StoreError, StoreFullError
 from p2pcache.store.catalogue import RefRow
-from p2pcache.store.index import Index, _translate, open_database
+from p2pcache.store.index import Index, open_database, translate_error
 from tests.samples import COMMIT
 
 REPO = RepoId("hf", "models", "org/name")
@@ -155,4 +155,4 @@ def test_index_error_of_sqlite_is_translated(path: Path, code: int, kind: type[S
     """Full, broken and failed are told apart by SQLite's own code, extended codes included."""
     error = sqlite3.DatabaseError("said SQLite")
     error.sqlite_errorcode = code
-    assert type(_translate(error, path)) is kind
+    assert type(translate_error(error, path)) is kind
