@@ -66,7 +66,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "name", "NAME", "this machine's host name",
         "What the other daemons call this one.",
-        "Host names are unique on a LAN and people know them; a peer's identity is its key.",
+        "People know host names; peers are told apart by their ids.",
     ),
     Setting(
         "store", "DIR", "p2pcache in the user's cache directory",

@@ -55,6 +55,12 @@ class ForbiddenError(InputError):
     http_status = 403
 
 
+class MissingTokenError(ForbiddenError):
+    """A change of the daemon's state without its admin token."""
+
+    http_status = 401
+
+
 class ConfigError(P2PCacheError):
     """A setting that cannot work: a port in use, an unreadable file."""
 
@@ -235,6 +241,12 @@ class DaemonError(P2PCacheError):
 
     exit_code = 14
     http_status = 503
+
+
+class DaemonBusyError(DaemonError):
+    """More is asked at once than the daemon gives; ask again soon."""
+
+    retryable = True
 
 
 class DaemonUnreachableError(DaemonError):

@@ -2,15 +2,16 @@
 Owns the choice of what to ask of whom next, for one blob.
 
 Knows nothing of sockets, tasks or clocks: views in, requests out.
-Invariants: a chunk is asked of one source at a time; upstream is asked only by the chunk's owner
-or for a waiting reader; equal inputs give equal plans.
+Invariants: a chunk is asked of one source at a time, but for a second one that rescues a waiting
+reader; upstream is asked only by the chunk's owner or for a waiting reader; equal inputs give
+equal plans.
 Source: design.md §6; BEP 3 (rarest first); rendezvous.py for ownership.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -70,10 +71,13 @@ class FetchView:
     peers: Sequence[PeerView] = ()
     upstream_requests_inflight: int = 0
     can_fetch_upstream: bool = True
-    # Chunks that a reader has waited for too long, most urgent first: ownership is ignored.
+    # Chunks that a reader has waited for too long, most urgent first: ownership is ignored, and
+    # one that is in flight already may be asked of one more source.
     starving: Sequence[int] = ()
     # Chunks that a reader will need next, in order.
     next_for_readers: Sequence[int] = ()
+    # Whom each chunk in flight was asked of.
+    asked: Mapping[int, Set[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +138,6 @@ def plan_requests(
         Requests in sending order; no chunk twice, none that is held or in flight here.
     """
     missing = Bitfield.full(view.layout.chunk_count) - view.have - view.inflight
-    if not missing:
-        return []
     slots = {
         p.peer_id: max(0, limits.peer_requests_inflight_max - p.requests_inflight)
         for p in view.peers
@@ -146,9 +148,27 @@ def plan_requests(
         else 0
     )
     draft = _Draft(view, limits, missing, slots)
+    _plan_rescues(draft)
+    if not missing:
+        return draft.requests
     _plan_peer_runs(draft, random)
     _plan_upstream_runs(draft, now_s)
     return draft.requests
+
+
+def _plan_rescues(draft: _Draft) -> None:
+    """Ask a second source for chunks that a reader waits for and the first does not deliver."""
+    view = draft.view
+    for index in view.starving:
+        asked = view.asked.get(index, frozenset())
+        if index not in view.inflight or len(asked) != 1:
+            continue
+        holders = [p.peer_id for p in view.peers if index in p.have]
+        for source_id in [*holders, UPSTREAM]:
+            if source_id not in asked and draft.slots.get(source_id, 0) > 0:
+                draft.slots[source_id] -= 1
+                draft.requests.append(RunRequest(source_id, index, index))
+                break
 
 
 def _plan_peer_runs(draft: _Draft, random: Random) -> None:
@@ -173,7 +193,10 @@ def _plan_peer_runs(draft: _Draft, random: Random) -> None:
         key=lambda index: (reader_rank.get(index, never), copies[index], random.random()),
     )
     free_slots = sum(draft.slots[p.peer_id] for p in view.peers)
-    chunks_max = max(1, -(-len(order) // max(1, free_slots)))
+    # Not more than fits one run: else it would begin so early that it ends before the very chunk
+    # that led to it.
+    fitting = max(1, draft.limits.run_bytes_max // CHUNK_SIZE_BYTES)
+    chunks_max = min(fitting, max(1, -(-len(order) // max(1, free_slots))))
     for index in order:
         if index not in draft.missing:
             continue

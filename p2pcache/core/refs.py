@@ -103,10 +103,13 @@ class RepoId:
     name: str
 
     def __post_init__(self) -> None:
+        if self.hub not in HUBS:
+            raise InvalidNameError(
+                f"{self.hub[:40]!r} is not a hub that this release speaks; use hf:org/name."
+            )
         parts = self.name.split("/")
         good = (
-            self.hub in HUBS
-            and self.kind in REPO_KINDS
+            self.kind in REPO_KINDS
             and len(parts) in (1, 2)
             and all(_NAME.fullmatch(p) and ".." not in p and "--" not in p for p in parts)
         )

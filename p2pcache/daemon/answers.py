@@ -14,7 +14,12 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from p2pcache.errors import ChunkNotYetError, P2PCacheError, UpstreamRateLimitedError
+from p2pcache.errors import (
+    ChunkNotYetError,
+    DaemonBusyError,
+    P2PCacheError,
+    UpstreamRateLimitedError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +29,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def answer_error(error: P2PCacheError, headers: dict[str, str] | None = None) -> web.Response:
     """Return the answer for an error of ours."""
     all_headers = {"X-Error-Code": error.code, **(headers or {})}
+    if isinstance(error, DaemonBusyError):
+        all_headers["Retry-After"] = "1"
     if isinstance(error, ChunkNotYetError):
         all_headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
     if isinstance(error, UpstreamRateLimitedError) and error.retry_after_s is not None:
@@ -43,10 +50,13 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except web.HTTPException as error:
         if error.status < 400:
             raise
+        code = error.reason.replace(" ", "")
+        headers = {"X-Error-Code": code}
+        if "Allow" in error.headers:
+            headers["Allow"] = error.headers["Allow"]
+        message = f"{error.reason}: {request.path[:200]}; see the list of routes in the docs."
         return web.json_response(
-            {"error": error.reason.replace(" ", ""), "message": f"{error.reason}: {request.path}."},
-            status=error.status,
-            headers={"Allow": error.headers["Allow"]} if "Allow" in error.headers else None,
+            {"error": code, "message": message}, status=error.status, headers=headers
         )
     except (ConnectionError, TimeoutError):
         raise

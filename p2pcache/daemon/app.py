@@ -165,7 +165,8 @@ def make_local_app(
     guard.allow_hosts(f"[{host}]" if ":" in host else host, port)
     metrics = Metrics(cache, downloads)
     app = web.Application(
-        middlewares=[answer_errors, guard.check, metrics.count], client_max_size=BODY_BYTES_MAX
+        middlewares=[answer_errors, guard.check, metrics.count, metrics.time_residency],
+        client_max_size=BODY_BYTES_MAX,
     )
     management = Management(cache, downloads)
     management.add_routes(app)

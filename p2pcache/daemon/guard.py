@@ -14,17 +14,11 @@ import hmac
 from aiohttp import web
 
 from p2pcache.daemon.answers import Handler, answer_error
-from p2pcache.errors import ForbiddenError, InputError
+from p2pcache.errors import ForbiddenError, InputError, MissingTokenError
 
 MANAGEMENT_PREFIX = "/_p2pcache/"
 DOWNLOAD_ALIAS = "/api/v1/models/download"
 _READING = ("GET", "HEAD")
-
-
-class MissingTokenError(ForbiddenError):
-    """A change without the admin token."""
-
-    http_status = 401
 
 
 class Guard:

@@ -83,6 +83,8 @@ class HuggingFaceGateway:
         file_address = parse_file_address(raw_path) if is_reading else None
         if file_address is not None:
             return await self._serve_file(request, file_address, credentials)
+        if raw_path.startswith("/api/v1/"):
+            raise NotFoundError("The ModelScope dialect is not built in this release.")
         api_address = parse_api_address(raw_path)
         if api_address is not None and (is_reading or api_address.action == "paths-info"):
             return await self._serve_metadata(request, raw_path, api_address, credentials)
@@ -144,7 +146,7 @@ class HuggingFaceGateway:
         try:
             async for segment in reader.segments(start, length):
                 await send_file_range(request, response, segment.fd, segment.offset, segment.length)
-                self._cache.context.bytes_counted["client", "out"] += segment.length
+                self._cache.context.bytes_counted["disk", "out"] += segment.length
         except (P2PCacheError, TimeoutError) as error:
             # The status line is out: the only honest answer left is to break off.
             log.warning("%s was broken off: %s", entry.path, error)

@@ -121,6 +121,9 @@ class Management:
 
     async def residency(self, request: web.Request) -> web.Response:
         """Say how much of a snapshot is here, from the index alone."""
+        for name in ("scope", "wait", "timeout"):
+            if name in request.query:
+                raise InputError(f"{name!r} is not built in this release; leave it out.")
         reference = ModelReference.parse(unquote(request.match_info["reference"]))
         row = await self._cache.librarian.find_cached(reference)
         free = shutil.disk_usage(self._cache.context.settings.store).free

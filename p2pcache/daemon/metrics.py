@@ -14,10 +14,45 @@ from collections.abc import Mapping
 from aiohttp import web
 
 from p2pcache.daemon.answers import Handler
+from p2pcache.daemon.guard import DOWNLOAD_ALIAS, MANAGEMENT_PREFIX
 from p2pcache.engine.cache import Cache
 from p2pcache.engine.downloads import Downloads
 
 Labels = tuple[tuple[str, str], ...]
+
+
+_RESIDENCY = MANAGEMENT_PREFIX + "v1/residency/"
+_NOT_GATEWAY = (MANAGEMENT_PREFIX, DOWNLOAD_ALIAS, "/metrics", "/healthz", "/readyz")
+# Seconds; the goal for a scheduler's question is 10 ms.
+RESIDENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+
+
+class Histogram:
+    """Counts of observations by upper bound, cumulative, as Prometheus wants them."""
+
+    def __init__(self) -> None:
+        self.total_s = 0.0
+        self.counts = [0] * (len(RESIDENCY_BUCKETS_S) + 1)
+
+    def note(self, seconds: float) -> None:
+        """Count one observation."""
+        self.total_s += seconds
+        for n, bound_s in enumerate((*RESIDENCY_BUCKETS_S, float("inf"))):
+            self.counts[n] += seconds <= bound_s
+
+    def show(self, name: str, text: str) -> list[str]:
+        """Return its lines."""
+        bounds = [*(f"{bound_s:g}" for bound_s in RESIDENCY_BUCKETS_S), "+Inf"]
+        return [
+            f"# HELP {name} {text}",
+            f"# TYPE {name} histogram",
+            *(
+                f'{name}_bucket{{le="{bound}"}} {count}'
+                for bound, count in zip(bounds, self.counts, strict=True)
+            ),
+            f"{name}_sum {self.total_s!r}",
+            f"{name}_count {self.counts[-1]}",
+        ]
 
 
 class Metrics:
@@ -27,13 +62,23 @@ class Metrics:
         self._cache = cache
         self._downloads = downloads
         self._requests: Counter[tuple[str, int]] = Counter()
+        self._residency = Histogram()
 
     @web.middleware
     async def count(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Count the gateway's answers by status."""
         response = await handler(request)
-        if not request.path.startswith(("/_p2pcache/", "/metrics", "/healthz", "/readyz")):
+        if not request.path.startswith(_NOT_GATEWAY):
             self._requests["hf", response.status] += 1
+        return response
+
+    @web.middleware
+    async def time_residency(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Measure how long the answer to "is it here?" takes."""
+        started_s = self._cache.context.clock.monotonic_s()
+        response = await handler(request)
+        if request.path.startswith(_RESIDENCY):
+            self._residency.note(self._cache.context.clock.monotonic_s() - started_s)
         return response
 
     async def show(self, request: web.Request) -> web.Response:
@@ -97,6 +142,9 @@ class Metrics:
                 },
             ),
         ]
+        lines += self._residency.show(
+            "p2pcache_residency_seconds", "Time to answer how much of a model is here."
+        )
         return web.Response(text="\n".join(lines) + "\n", content_type="text/plain")
 
 
@@ -104,5 +152,7 @@ def _family(name: str, kind: str, text: str, values: Mapping[Labels, float]) -> 
     lines = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
     for labels, value in sorted(values.items()):
         shown = ",".join(f'{key}="{item}"' for key, item in labels)
-        lines.append(f"{name}{{{shown}}} {value:g}" if shown else f"{name} {value:g}")
+        # Every digit: a counter that is rounded has a wrong rate.
+        number = f"{value:.0f}" if value.is_integer() else repr(value)
+        lines.append(f"{name}{{{shown}}} {number}" if shown else f"{name} {number}")
     return lines

@@ -25,7 +25,7 @@ from p2pcache.daemon.sending import send_file_range
 from p2pcache.engine.cache import Cache
 from p2pcache.engine.shelf import ChunkRun
 from p2pcache.engine.swarm import is_private_address
-from p2pcache.errors import ForbiddenError, InputError, NotFoundError, PeerRefusedError
+from p2pcache.errors import DaemonBusyError, ForbiddenError, InputError, NotFoundError
 from p2pcache.transfer.peer import DIGESTS_HEADER, LAYOUT_HEADER
 
 # Requests for bytes under way at once, of all peers: above this a peer is told to come back.
@@ -89,7 +89,7 @@ class PeerApi:
     async def _send(self, request: web.Request, run: ChunkRun) -> web.StreamResponse:
         try:
             if self._uploads.locked():
-                raise PeerRefusedError("Too many uploads are under way; come back soon.")
+                raise DaemonBusyError("Too many uploads are under way; come back soon.")
             async with self._uploads:
                 response = web.StreamResponse(
                     headers={

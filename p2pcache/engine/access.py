@@ -107,8 +107,14 @@ class Access:
         )
 
     async def revoke(self, snapshot_id: SnapshotId) -> None:
-        """Record that the hub refused an anonymous caller."""
-        await self._context.index.call(lambda index: index.catalogue.set_public(snapshot_id, None))
+        """
+        Record that the hub refused an anonymous caller; stop sharing what is public nowhere else.
+        """
+        hidden = await self._context.index.call(
+            lambda index: index.catalogue.revoke_public(snapshot_id)
+        )
+        for blob in hidden:
+            await self._context.in_bulk(self._context.store.set_restricted, blob)
 
     async def close(self) -> None:
         """Stop asking."""

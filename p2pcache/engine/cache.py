@@ -14,7 +14,7 @@ import os
 import shutil
 from dataclasses import dataclass
 
-from p2pcache.core.chunktable import ChunkTable
+from p2pcache.core.chunktable import ChunkTable, Standing
 from p2pcache.core.credentials import Credentials
 from p2pcache.core.digest import BlobDigest, ChunkDigest
 from p2pcache.core.layout import FIXED_LAYOUT
@@ -217,6 +217,7 @@ class Cache:
         table = None
         if active is not None and active.is_open.is_set() and active.fetch.state.order.is_public:
             table = active.fetch.partial.snapshot().table
+            table.standing = Standing.CLAIMED
             for index in active.fetch.state.have - active.fetch.state.find_shareable():
                 table.clear(index)
         if table is None:

@@ -24,6 +24,7 @@ from p2pcache.errors import (
     P2PCacheError,
     PeerDamagedError,
     PeerProtocolError,
+    PeerRefusedError,
     StoreError,
     UpstreamRateLimitedError,
 )
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 # A peer that failed to give a run is not asked for this blob again for so long.
 PEER_PAUSE_S = 3.0
+# A peer that is busy, or whose chunks are still on their way to it.
+REFUSED_PAUSE_S = 1.0
 # A hub that asks to slow down without saying how long.
 RATE_LIMIT_PAUSE_S = 5.0
 
@@ -89,6 +92,7 @@ class Dispatcher:
             ),
             can_fetch_upstream=self.can_fetch_upstream(),
             starving=state.find_starving(now_s=now_s),
+            asked=state.asked,
             next_for_readers=state.find_next_for_readers(),
         )
         for run in plan_requests(view, now_s=now_s, limits=limits, random=self._context.random):
@@ -112,9 +116,7 @@ class Dispatcher:
         state = self._state
         peer = self._swarm.peers.get(run.source_id)
         for index in run.chunk_indexes:
-            state.inflight.add(index)
-            if run.source_id == UPSTREAM:
-                state.intent.add(index)
+            state.note_asked(index, run.source_id)
         source: Source
         if peer is None:
             state.upstream_inflight += 1
@@ -160,8 +162,7 @@ class Dispatcher:
                 elapsed_s = self._context.clock.monotonic_s() - started_s
                 peer.note_run(sink.received_bytes, elapsed_s)
             for index in run.chunk_indexes:
-                state.inflight.discard(index)
-                state.intent.discard(index)
+                state.note_answered(index, run.source_id)
             self._swarm.note_change()
             self._on_change()
 
@@ -199,7 +200,9 @@ class Dispatcher:
             self.blame(peer.peer_id, "wrong bytes", str(error))
             self._state.refuse(peer.peer_id, error.chunk_index)
             return
-        if isinstance(error, PeerDamagedError):
+        if isinstance(error, PeerRefusedError):
+            self._state.paused_until_s[peer.peer_id] = now_s + REFUSED_PAUSE_S
+        elif isinstance(error, PeerDamagedError):
             self._context.chunks_rejected["peer", "damaged copy"] += 1
             for index in run.chunk_indexes:
                 self._state.refuse(peer.peer_id, index)

@@ -138,7 +138,9 @@ class Downloads:
         return total
 
     def measure_rate(self, job: Job) -> float:
-        """Return bytes a second, averaged over the last seconds."""
+        """Return bytes a second, averaged over the last seconds; 0 for a finished job."""
+        if job.state in FINAL_STATES:
+            return 0.0
         now_s = self._cache.context.clock.monotonic_s()
         counts = self.count_bytes(job)
         job.samples.append((now_s, counts["peer"] + counts["upstream"]))

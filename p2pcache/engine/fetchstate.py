@@ -56,6 +56,8 @@ class FetchState:
     have: Bitfield
     inflight: Bitfield
     intent: Bitfield
+    # Whom each chunk in flight was asked of: one source, or two for a starving reader.
+    asked: dict[int, set[str]] = field(default_factory=dict)
     sources: dict[int, str] = field(default_factory=dict)
     bytes_from: Counter[str] = field(default_factory=Counter)
     # reader → (the chunk it waits for, since when)
@@ -141,6 +143,23 @@ class FetchState:
             if view is not None and peer.peer_id not in self.excluded:
                 views.append(view)
         return views
+
+    def note_asked(self, chunk_index: int, source_id: str) -> None:
+        """Count a chunk as in flight."""
+        self.asked.setdefault(chunk_index, set()).add(source_id)
+        self.inflight.add(chunk_index)
+        if source_id == UPSTREAM:
+            self.intent.add(chunk_index)
+
+    def note_answered(self, chunk_index: int, source_id: str) -> None:
+        """Count a chunk as not in flight from a source any more, whether it came or not."""
+        left = self.asked.get(chunk_index, set())
+        left.discard(source_id)
+        if not left:
+            self.asked.pop(chunk_index, None)
+            self.inflight.discard(chunk_index)
+        if source_id == UPSTREAM:
+            self.intent.discard(chunk_index)
 
     def refuse(self, peer_id: str, chunk_index: int) -> None:
         """Do not ask this peer for this chunk again."""

@@ -18,6 +18,8 @@ from p2pcache.core.chunktable import ChunkTable, Standing
 from p2pcache.core.digest import BlobDigest, ChunkDigest
 from p2pcache.core.layout import Layout
 from p2pcache.core.messages import SwarmEntry
+from p2pcache.core.refs import SnapshotId
+from p2pcache.core.snapshot import FileEntry
 from p2pcache.core.verify import BlobProof, digest_of, verify_chunk
 from p2pcache.engine.context import Context
 from p2pcache.engine.single import SingleFlight
@@ -152,10 +154,8 @@ class Shelf:
         row = await self.find_row(blob)
         if row is None or row.is_public:
             return
-        stamp = await self._context.in_bulk(self._context.store.set_public, blob)
-        if stamp is not None:
-            public = BlobRow(blob, row.stamp, row.table, row.is_proven, True, row.verified_wall_s)
-            await self._context.index.call(lambda index: index.blobs.put(public))
+        await self._context.in_bulk(self._context.store.set_public, blob)
+        await self._context.index.call(lambda index: index.blobs.set_public(blob))
 
     async def close(self) -> None:
         """Stop hashing."""
@@ -193,8 +193,14 @@ class Shelf:
             f"{blob} changed on this disk; what is still good was kept, the rest is fetched again.",
         )
         self._context.blame.faults.append(fault)
+        places = await self._context.index.call(lambda index: index.catalogue.list_places(blob))
         await self._forget(blob)
+        await self._context.in_bulk(self._withdraw, places)
         await self._context.in_bulk(self._salvage, row, found, table)
+
+    def _withdraw(self, places: list[tuple[SnapshotId, FileEntry]]) -> None:
+        for snapshot_id, entry in places:
+            self._context.tree.withdraw_file(snapshot_id, entry)
 
     def _salvage(self, row: BlobRow, found: BlobFile, table: ChunkTable) -> None:
         store, blob = self._context.store, row.blob
@@ -227,8 +233,6 @@ class Shelf:
             except ChunkMismatchError:
                 continue
             partial.put(chunk, UPSTREAM_SOURCE)
-        partial.flush()
-        partial.close()
 
 
 def _hash_file(found: BlobFile, blob: BlobDigest) -> tuple[ChunkTable, bool]:

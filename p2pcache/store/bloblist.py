@@ -88,6 +88,11 @@ class BlobList:
         for row in self._db.query("SELECT * FROM blobs"):
             yield self._read(row)
 
+    def set_public(self, blob: BlobDigest) -> None:
+        """Record that anybody may have a blob."""
+        with self._db.atomic():
+            self._db.execute("UPDATE blobs SET is_public = 1 WHERE digest = ?", [str(blob)])
+
     def remove(self, blob: BlobDigest) -> None:
         """Delete a blob's row and its chunks' rows, if they exist."""
         with self._db.atomic():

@@ -88,16 +88,21 @@ class FileBlobStore:
             raise store_error(error, target) from error
         return stamp
 
-    def set_public(self, blob: BlobDigest) -> FileStamp | None:
-        """Let other users read a blob that was restricted; returns its stamp, None if absent."""
+    def set_public(self, blob: BlobDigest) -> None:
+        """Let other users read a blob that was restricted, if it is here."""
+        self._set_mode(blob, PUBLIC_MODE)
+
+    def set_restricted(self, blob: BlobDigest) -> None:
+        """Let nobody else read a blob that was public, if it is here."""
+        self._set_mode(blob, RESTRICTED_MODE)
+
+    def _set_mode(self, blob: BlobDigest, mode: int) -> None:
         found = self.find_blob(blob)
-        if found is None:
-            return None
-        try:
-            os.fchmod(found.fd, PUBLIC_MODE)
-            return stamp_of(os.fstat(found.fd))
-        finally:
-            os.close(found.fd)
+        if found is not None:
+            try:
+                os.fchmod(found.fd, mode)
+            finally:
+                os.close(found.fd)
 
     def find_blob(self, blob: BlobDigest) -> BlobFile | None:
         """Open a published blob; None when there is none, or something else bears its name."""

@@ -142,6 +142,31 @@ class Catalogue:
         )
         self._db.conn.commit()
 
+    def revoke_public(self, snapshot_id: SnapshotId) -> list[BlobDigest]:
+        """
+        Record that a snapshot is not public; its blobs that no public snapshot has are not either.
+
+        Returns:
+            Those blobs.
+        """
+        key = [*_key(snapshot_id.repo), snapshot_id.commit]
+        where = f"{_KEY} AND commit_id = ?"
+        query = (
+            f"SELECT digest FROM blobs WHERE is_public AND digest IN "  # noqa: S608
+            f"(SELECT digest FROM files WHERE {where}) AND digest NOT IN "
+            "(SELECT f.digest FROM files f JOIN snapshots s USING (hub, kind, repo, commit_id) "
+            "WHERE s.public_wall_s IS NOT NULL)"
+        )
+        with self._db.atomic():
+            self._db.execute(
+                f"UPDATE snapshots SET public_wall_s = NULL WHERE {where}",  # noqa: S608
+                key,
+            )
+            digests = [str(row["digest"]) for row in self._db.query(query, key)]
+            for digest in digests:
+                self._db.execute("UPDATE blobs SET is_public = 0 WHERE digest = ?", [digest])
+        return [BlobDigest.parse(digest) for digest in digests]
+
     def put_ref(self, row: RefRow) -> None:
         """Record where a revision points."""
         self._db.execute(

@@ -81,9 +81,10 @@ class HubTree:
             temporary.symlink_to(target)
             temporary.rename(link)
 
-    def has_file(self, snapshot_id: SnapshotId, path: str) -> bool:
-        """Return whether a file of a snapshot is linked."""
-        return (self.snapshot_path(snapshot_id) / path).is_symlink()
+    def withdraw_file(self, snapshot_id: SnapshotId, entry: FileEntry) -> None:
+        """Unlink a file that turned out damaged, so that no offline worker reads it."""
+        (self.snapshot_path(snapshot_id) / entry.path).unlink(missing_ok=True)
+        (self.repo_path(snapshot_id.repo) / "blobs" / entry.digest.hex).unlink(missing_ok=True)
 
     def publish_ref(self, repo: RepoId, revision: str, commit: str) -> None:
         """

@@ -244,6 +244,18 @@ def test_plan_rarest_chunk_is_asked_first() -> None:
         assert 6 in plan(view, seed=seed)[0].chunk_indexes
 
 
+def test_plan_rarest_chunk_of_a_large_blob_is_in_the_first_run() -> None:
+    """However much else is missing, the run that a rare chunk led to contains it."""
+    common = make_peer(1, Bitfield.of(1000, range(999)))
+    rare = make_peer(2, Bitfield.of(1000, [*range(400), 500, *range(600, 999)]))
+    only_here = make_peer(3, Bitfield.of(1000, [*range(500, 1000)]))
+    view = make_view(1000, common, rare, only_here, can_fetch_upstream=False)
+    for seed in range(20):
+        first = plan(view, seed=seed)[0]
+        assert 999 in first.chunk_indexes
+        assert first.source_id == make_id(3)
+
+
 def test_plan_readers_chunks_are_asked_before_rare_ones() -> None:
     """What a reader waits for comes first, then what it needs next; runs start right there."""
     peer = make_peer(1, Bitfield.full(20), requests_inflight=1)

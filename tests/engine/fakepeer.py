@@ -33,7 +33,7 @@ class FakePeer:
         tamper: Changes the bytes of a chunk before they are sent, under their own digest.
         run_status: What requests for runs are answered with.
         vanishes_after: Chunks that are sent before the connection is cut, in every run.
-        claims: Digests to name in place of the right ones.
+        claim: Digest to name for every chunk in place of its own.
         swarm_body: Replaces the answer of an exchange.
         documents: Answers to other paths.
         is_silent: Nothing is answered while set.
@@ -47,7 +47,7 @@ class FakePeer:
         self.tamper: Tamper = lambda _, chunk: chunk
         self.run_status = 200
         self.vanishes_after: int | None = None
-        self.claims: list[str] = []
+        self.claim = ""
         self.swarm_body: bytes | None = None
         self.documents: dict[str, object] = {}
         self.is_silent = False
@@ -145,7 +145,7 @@ class FakePeer:
         for index in range(first, last + 1):
             offset, length = layout.span_of(index, index)
             chunks.append(self.tamper(index, content[offset : offset + length]))
-        claims = ",".join(self.claims or [str(digest_of(chunk)) for chunk in chunks])
+        claims = ",".join(self.claim or str(digest_of(chunk)) for chunk in chunks)
         response = web.StreamResponse(headers={"X-P2PCache-Chunks": claims})
         response.content_length = sum(map(len, chunks))
         await response.prepare(request)

@@ -39,7 +39,7 @@ from tests.engine.conftest import (
 )
 from tests.engine.engine import Engine, eventually
 from tests.engine.fakepeer import sha256_name
-from tests.hub import Hub
+from tests.hub import Hub, Repository
 
 NAME = "model.safetensors"
 KEY = f"{REPO}/{NAME}"
@@ -354,7 +354,7 @@ async def test_peer_whose_bytes_differ_from_its_own_claim_is_banned_at_once(
     """A chunk that does not have the digest its sender named is proof enough."""
     peer = await make_peer(WEIGHTS)
     peer.tamper = flip
-    peer.claims = ["0" * 64] * COUNT
+    peer.claim = "0" * 64
     await engine.meet(peer.address)
     await fetch_weights(engine)
     assert is_published(engine)
@@ -454,10 +454,9 @@ async def test_hub_away_and_peers_that_give_nothing_ends_with_no_source(
     )
     hub_error = UpstreamUnreachableError("gone")
     active = await engine.cache.fetches.start(snapshot, entry, ANONYMOUS, is_public=True)
-    for _ in range(5):
-        active.fetch.state.patience.note_failure(
-            hub_error, now_s=engine.context.clock.monotonic_s()
-        )
+    now_s = engine.context.clock.monotonic_s()
+    for number in range(5):
+        active.fetch.state.patience.note_failure(hub_error, now_s=now_s + 10 * number)
     with pytest.raises((NoSourceError, UpstreamUnreachableError)):
         await active.result()
     assert peer.runs == []
@@ -483,14 +482,18 @@ async def test_two_engines_fetch_each_chunk_from_the_hub_once(
         assert all(p.requests_inflight == 0 for p in engine.cache.swarm.peers.values())
 
 
-async def test_hanging_peers_do_not_hold_up_the_disk(engine: Engine, make_peer: MakePeer) -> None:
+async def test_hanging_peers_do_not_hold_up_the_disk(
+    engine: Engine, hub: Hub, make_peer: MakePeer
+) -> None:
     """Peers that accept and say nothing take no thread that hashing and opening files need."""
+    large = b"".join(OTHER_WEIGHTS for _ in range(11))[: 32 * CHUNK_BYTES]
+    hub.add(Repository("org/large", {NAME: large}))
     await engine.read(REPO, "other.safetensors")
-    peers = [await make_peer(WEIGHTS, number=number) for number in range(1, 10)]
+    peers = [await make_peer(large, number=number) for number in range(1, 9)]
     for peer in peers:
         peer.hangs_runs = True
         await engine.meet(peer.address)
-    active = await engine.start_fetch(REPO, NAME)
+    active = await engine.start_fetch("org/large", NAME)
     await eventually(lambda: sum(len(peer.runs) for peer in peers) >= 16, "all peers are asked")
     async with asyncio.timeout(2):
         assert await engine.read(REPO, "other.safetensors") == OTHER_WEIGHTS

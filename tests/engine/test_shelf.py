@@ -94,7 +94,7 @@ async def test_damaged_file_keeps_its_good_chunks_and_names_this_machine(
     assert hub.stats.body_bytes == CHUNK_BYTES
 
 
-async def test_truncated_file_keeps_what_it_still_has(pulled: Engine, hub: Hub) -> None:
+async def test_truncated_file_is_fetched_again(pulled: Engine, hub: Hub) -> None:
     """A file that became shorter is not handed out, and heals."""
     path = path_of(pulled)
     path.chmod(0o644)

@@ -87,6 +87,12 @@ def test_file_changed_on_own_disk_is_healed_before_it_is_read(
     assert daemon.pull(MODEL).returncode == 0
     before = hub.stats()["body_bytes"]
     flip_bit(find_weights(daemon.store), 50_000_000, keeps_time=False)
+    linked = [p for p in (daemon.store / "hub").rglob("model.safetensors")]
+    assert len(linked) == 1
+    hub.set_listening(hub=False, cdn=False)
+    assert daemon.pull(MODEL).returncode != 0
+    assert not linked[0].exists(), "offline workers must not read a damaged file"
+    hub.set_listening(hub=True, cdn=True)
     result = daemon.pull(MODEL)
     assert result.returncode == 0, result.stderr
     assert_same_files(Path(result.stdout.splitlines()[-1]), models)

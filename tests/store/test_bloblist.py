@@ -82,6 +82,17 @@ def test_bloblist_chunk_is_found_where_it_is(blobs: BlobList) -> None:
     assert blobs.find_chunk(make_sample(5).digest_of(0)) is None
 
 
+def test_bloblist_shareable_is_what_is_proven_and_public(blobs: BlobList) -> None:
+    """Peers may hear of neither restricted nor unproven blobs; absent ones are passed over."""
+    blobs.put(make_row(FIRST))
+    blobs.put(make_row(SECOND, is_public=False))
+    unproven = make_sample(300)
+    blobs.put(make_row(unproven, is_hashed=False))
+    absent = make_sample(400)
+    asked = [absent.blob, unproven.blob, SECOND.blob, FIRST.blob]
+    assert blobs.find_shareable(asked) == [(FIRST.blob, len(FIRST.content))]
+
+
 def test_bloblist_removed_blob_is_gone_with_its_chunks(blobs: BlobList) -> None:
     """Nothing points to a blob that has no row; removing what is absent is fine."""
     blobs.put(make_row(FIRST))

@@ -181,15 +181,18 @@ def test_publish_partial_of_another_store_is_our_mistake(store: FileBlobStore) -
 
 
 def test_set_public_opens_the_file_to_others(store: FileBlobStore) -> None:
-    """What turned out to be public becomes readable; the stamp still matches."""
+    """What turned out to be public becomes readable, and back; the stamp still matches."""
     stamp = publish(store, is_public=False)
-    assert store.set_public(SAMPLE.blob) == stamp
+    store.set_public(SAMPLE.blob)
     assert store.is_world_readable(SAMPLE.blob)
+    store.set_restricted(SAMPLE.blob)
+    assert not store.is_world_readable(SAMPLE.blob)
+    assert dict(store.iter_blobs()) == {SAMPLE.blob: stamp}
 
 
 def test_set_public_of_an_absent_blob_does_nothing(store: FileBlobStore) -> None:
     """There is nothing to open."""
-    assert store.set_public(SAMPLE.blob) is None
+    store.set_public(SAMPLE.blob)
     assert not store.is_world_readable(SAMPLE.blob)
 
 

@@ -250,6 +250,19 @@ def test_home_endpoint_is_there_while_open(home: StoreHome) -> None:
     assert not (home.root / ENDPOINT_NAME).exists()
 
 
+def test_home_endpoint_on_a_full_disk_is_a_store_error(
+    home: StoreHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A daemon that cannot leave word of itself says why."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StoreFullError):
+        home.write_endpoint("http://127.0.0.1:1", "0.0.0.0:2", "me")
+
+
 def test_write_atomically_failure_leaves_the_old_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

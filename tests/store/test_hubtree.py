@@ -157,8 +157,16 @@ def test_hubtree_blob_is_stored_once(tree: HubTree) -> None:
         assert not os.readlink(link).startswith("/")
         assert link.samefile(repo / "blobs" / entry.digest.hex)
         assert link.samefile(store_blob(tree, entry.path))
-        assert tree.has_file(ID, entry.path)
-    assert not tree.has_file(ID, "absent")
+
+
+def test_hubtree_withdrawn_file_is_gone_for_offline_workers(tree: HubTree) -> None:
+    """A damaged file is unlinked in both places; withdrawing it twice is harmless."""
+    publish(tree)
+    entry = SNAPSHOT.files[0]
+    for _ in range(2):
+        tree.withdraw_file(ID, entry)
+    assert not (tree.snapshot_path(ID) / entry.path).exists()
+    assert not (tree.repo_path(REPO) / "blobs" / entry.digest.hex).exists()
 
 
 def test_hubtree_removed_links_harm_nothing(tree: HubTree) -> None:
@@ -261,7 +269,7 @@ def test_hubtree_longest_names_are_published(tree: HubTree) -> None:
     entry = make_entry("f" * 255, b"{}")
     tree.publish_file(ID, entry, store_blob(tree, "config.json"))
     assert tree.iter_refs(REPO) == [("r" * 255, COMMIT)]
-    assert tree.has_file(ID, "f" * 255)
+    assert (tree.snapshot_path(ID) / ("f" * 255)).exists()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,235 @@
+"""
+Owns the tests of engine.fetches: who joins a fetch, who leaves it, who goes on without it.
+
+Knows nothing of HTTP clients.
+Invariants: one fetch for a blob at a time; its outcome reaches everyone who asked.
+Source: engine/fetches.py; design.md §6.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+
+import pytest
+
+from p2pcache.core.credentials import ANONYMOUS
+from p2pcache.core.layout import Layout
+from p2pcache.errors import BlobNotFoundError, ChunkNotYetError, NoSourceError
+from tests.engine.conftest import CHUNK_BYTES, REPO, WEIGHTS, MakeCache
+from tests.engine.engine import Engine, eventually
+from tests.engine.fakepeer import sha256_name
+from tests.hub import Hub
+
+NAME = "model.safetensors"
+KEY = f"{REPO}/{NAME}"
+BLOB = sha256_name(WEIGHTS)
+
+
+async def test_starters_share_one_fetch(engine: Engine, hub: Hub) -> None:
+    """Five that ask for one blob at once get one fetch and cost one copy."""
+    actives = await asyncio.gather(*(engine.start_fetch(REPO, NAME) for _ in range(5)))
+    assert len({id(active) for active in actives}) == 1
+    await asyncio.gather(*(active.result() for active in actives))
+    assert hub.stats.path_bytes[KEY] == len(WEIGHTS)
+
+
+async def test_starter_who_comes_while_the_file_is_opened_joins(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody gets a file that is not open yet; who waits for it is released together."""
+    open_partial = engine.context.store.open_partial
+    begun, may_end = threading.Event(), threading.Event()
+    calls: list[int] = []
+
+    def held(*arguments: object) -> object:
+        calls.append(1)
+        begun.set()
+        may_end.wait(5)
+        return open_partial(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine.context.store, "open_partial", held)
+    starters = [asyncio.create_task(engine.start_fetch(REPO, NAME)) for _ in range(3)]
+    await asyncio.to_thread(begun.wait, 5)
+    await asyncio.sleep(0.02)
+    assert not any(task.done() for task in starters)
+    may_end.set()
+    actives = await asyncio.gather(*starters)
+    await actives[0].result()
+    assert calls == [1]
+
+
+async def test_cancelled_waiter_does_not_stop_the_fetch(engine: Engine, hub: Hub) -> None:
+    """Somebody who waits for the outcome may go; the others get it."""
+    hub.set_faults(rate_bytes_per_s=2_000_000)
+    active = await engine.start_fetch(REPO, NAME)
+    first, second = (asyncio.create_task(active.result()) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    await second
+
+
+async def hang(engine: Engine, hub: Hub) -> None:
+    """Resolve the file, then let the hub's bodies stop after some chunks."""
+    await engine.find(REPO, NAME)
+    hub.set_faults(hang_after_bytes=2 * CHUNK_BYTES, paths=KEY)
+
+
+async def test_fetch_that_every_job_left_is_stopped_and_keeps_what_it_has(
+    engine: Engine, hub: Hub
+) -> None:
+    """The last job to leave ends the fetch; the next start goes on from its chunks."""
+    await hang(engine, hub)
+    active = await engine.start_fetch(REPO, NAME)
+    active.job_count += 2
+    await eventually(lambda: active.fetch.state.held_bytes >= 4 * CHUNK_BYTES, "some chunks")
+    active.leave()
+    await asyncio.sleep(0.02)
+    assert not active.is_done
+    active.leave()
+    await eventually(lambda: active.is_done, "the end")
+    assert engine.cache.fetches.find(BLOB) is None
+    assert engine.context.budget.requests_inflight == 0
+    hub.set_faults()
+    again = await engine.start_fetch(REPO, NAME)
+    await again.result()
+    assert again.fetch.state.bytes_from["disk"] >= 4 * CHUNK_BYTES
+
+
+async def test_fetch_with_a_reader_goes_on_without_its_jobs(engine: Engine, hub: Hub) -> None:
+    """A file that a client has begun to read is fetched to the end, whoever cancels."""
+    hub.set_faults(rate_bytes_per_s=2_000_000)
+    reader = await engine.open_reader(REPO, NAME)
+    active = await engine.start_fetch(REPO, NAME)
+    active.job_count += 1
+    active.leave()
+    reader.close()
+    await active.result()
+    assert engine.context.store.path_of(BLOB).exists()
+
+
+async def test_start_right_after_everybody_left_begins_anew(engine: Engine, hub: Hub) -> None:
+    """Whoever comes while an abandoned fetch winds up gets a fetch of its own, not its end."""
+    await hang(engine, hub)
+    active = await engine.start_fetch(REPO, NAME)
+    active.job_count += 1
+    await eventually(lambda: active.fetch.state.held_bytes >= 4 * CHUNK_BYTES, "some chunks")
+    active.leave()
+    hub.set_faults()
+    again = await engine.start_fetch(REPO, NAME)
+    assert again is not active
+    await again.result()
+    assert active.is_done
+    assert engine.context.store.path_of(BLOB).read_bytes() == WEIGHTS
+
+
+async def test_close_tells_those_who_wait_to_come_back(
+    make_cache: MakeCache, hub: Hub
+) -> None:
+    """When the daemon stops, a waiting reader gets an error that says so, not a cancellation."""
+    engine = await make_cache("b")
+    await hang(engine, hub)
+    active = await engine.start_fetch(REPO, NAME)
+    waiting = asyncio.create_task(active.result())
+    await asyncio.sleep(0)
+    await engine.cache.fetches.close()
+    with pytest.raises(NoSourceError, match="stops"):
+        await waiting
+
+
+async def test_close_during_winding_up_waits_for_every_thread(engine: Engine, hub: Hub) -> None:
+    """A daemon that stops while a fetch is being stopped closes no file that is written to."""
+    await hang(engine, hub)
+    active = await engine.start_fetch(REPO, NAME)
+    active.job_count += 1
+    await eventually(lambda: active.fetch.state.held_bytes >= 4 * CHUNK_BYTES, "some chunks")
+    active.leave()
+    await asyncio.sleep(0)
+    await engine.cache.fetches.close()
+    assert active.is_done
+    assert active.fetch._dispatcher is not None
+    assert active.fetch._dispatcher.is_idle
+
+
+async def test_public_joiner_opens_a_restricted_fetch(engine: Engine, hub: Hub) -> None:
+    """A blob that is also in a public repository ends readable by all, whoever began it."""
+    hub.set_faults(rate_bytes_per_s=2_000_000)
+    first = await engine.start_fetch(REPO, NAME, is_public=False)
+    second = await engine.start_fetch(REPO, NAME, is_public=True)
+    assert first is second
+    await second.result()
+    assert os.stat(engine.context.store.path_of(BLOB)).st_mode & 0o777 == 0o444
+    row = await engine.cache.shelf.find_row(BLOB)
+    assert row is not None
+    assert row.is_public
+
+
+async def test_peer_gets_chunks_that_are_here_and_is_told_of_those_on_their_way(
+    engine: Engine, hub: Hub
+) -> None:
+    """Held chunks are sent, those in flight are 425, all others 404."""
+    hub.set_faults(hang_after_bytes=2 * CHUNK_BYTES, paths=KEY)
+    active = await engine.start_fetch(REPO, NAME)
+    state = active.fetch.state
+    await eventually(lambda: len(state.have) >= 8, "two chunks of each run")
+    held = next(iter(state.have))
+    run = await engine.cache.open_run(BLOB, held, held, None)
+    content = os.pread(run.fd, run.length, run.offset)
+    os.close(run.fd)
+    assert content == WEIGHTS[held * CHUNK_BYTES : (held + 1) * CHUNK_BYTES]
+    coming = next(iter(state.intent))
+    with pytest.raises(ChunkNotYetError):
+        await engine.cache.open_run(BLOB, coming, coming, None)
+    state.intent.discard(coming)
+    with pytest.raises(BlobNotFoundError):
+        await engine.cache.open_run(BLOB, coming, coming, None)
+    table = await engine.cache.get_table(BLOB)
+    named = {index for index, digest in enumerate(table) if digest is not None}
+    assert named == set(state.have)
+    hub.set_faults()
+    await active.result()
+
+
+async def test_chunks_of_unknown_worth_are_not_passed_on(
+    make_cache: MakeCache, hub: Hub
+) -> None:
+    """While the hub is not trusted, nothing unproven is described, sent or named."""
+    engine = await make_cache("b", trusts_upstream=False)
+    hub.set_faults(hang_after_bytes=2 * CHUNK_BYTES, paths=KEY)
+    active = await engine.start_fetch(REPO, NAME)
+    await eventually(lambda: len(active.fetch.state.have) >= 8, "some chunks")
+    description = await engine.cache.describe(BLOB)
+    assert description is not None
+    assert not description.have
+    held = next(iter(active.fetch.state.have))
+    with pytest.raises(BlobNotFoundError):
+        await engine.cache.open_run(BLOB, held, held, None)
+    table = await engine.cache.get_table(BLOB)
+    assert not any(digest is not None for digest in table)
+    hub.set_faults()
+    await active.result()
+
+
+async def test_after_follows_a_success_and_not_a_failure(engine: Engine, hub: Hub) -> None:
+    """Work that waits for a fetch is done once it succeeded, and dropped if it failed."""
+    done: list[str] = []
+
+    async def note() -> None:
+        done.append("linked")
+
+    active = await engine.start_fetch(REPO, "config.json")
+    engine.cache.fetches.after(active, note)
+    await active.result()
+    await eventually(lambda: done == ["linked"], "the work")
+    await hang(engine, hub)
+    snapshot, entry = await engine.find(REPO, NAME)
+    assert entry.layout == Layout(len(WEIGHTS))
+    stopped = await engine.cache.fetches.start(snapshot, entry, ANONYMOUS, is_public=True)
+    engine.cache.fetches.after(stopped, note)
+    stopped.stop()
+    await eventually(lambda: stopped.is_done, "the end")
+    await asyncio.sleep(0.01)
+    assert done == ["linked"]
