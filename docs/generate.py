@@ -29,7 +29,7 @@ _NOTE = "<!-- Made by `python -m docs.generate`; change the code, not this page.
 # What no code says: what a label's values mean, and what to do with the number.
 METRIC_NOTES: dict[str, str] = {
     "p2pcache_bytes_total": "`upstream` in: chunks from the hub. `peer` in and out: chunks from "
-    "and to other daemons. `client` out: bodies that the gateway sent. Chunks count when they "
+    "and to other daemons. `disk` out: bodies that the gateway sent. Chunks count when they "
     "were stored, so bytes of a run that broke off are not in it.",
     "p2pcache_chunks_rejected_total": "`source` is `peer`; `reason` is `wrong bytes` (the sender "
     "is banned) or `damaged copy` (the sender noticed by itself). Anything above 0 deserves a "
@@ -40,6 +40,8 @@ METRIC_NOTES: dict[str, str] = {
     "being filled take on the disk, reserved room included).",
     "p2pcache_store_blobs": "Distinct contents; the same file in two repositories counts once.",
     "p2pcache_peers": "`state` is `up` or `banned`; peers that do not answer are in neither.",
+    "p2pcache_residency_seconds": "One observation for each answer of `residency`; the goal is "
+    "99 % below 0.01.",
     "p2pcache_gateway_requests_total": "`dialect` is `hf`; `code` is the HTTP status that was "
     "sent. A body that was broken off counts with the status that it began with.",
 }
@@ -228,8 +230,6 @@ def make_errors() -> str:
                 ),
                 "The Hugging Face gateway answers in the hub's own words instead; "
                 "see [hub-dialect](hub-dialect.md).\n"
-                "The local endpoint has one more code of its own: `MissingToken` (401), "
-                "a change without the admin token.\n"
                 "`InternalError` (500) is a fault of ours; the daemon's log has the traceback.",
                 "Commands end with these codes:",
                 table(("exit code", "meaning"), [(str(c), text) for c, text in EXIT_CODES.items()]),
@@ -286,8 +286,6 @@ def make_metrics() -> str:
                 "bounded.\n"
                 "A labelled counter appears with its first event, and starts anew with the daemon.",
                 table(("metric", "kind", "labels", "meaning"), rows),
-                'Not there yet: `p2pcache_residency_seconds`, and `source="disk"` of '
-                "`p2pcache_bytes_total`.",
             ]
         )
         + "\n"

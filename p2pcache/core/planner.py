@@ -135,7 +135,8 @@ def plan_requests(
         random: Breaks ties, so that peers that start together ask for different chunks.
 
     Returns:
-        Requests in sending order; no chunk twice, none that is held or in flight here.
+        Requests in sending order; no chunk twice, none that is held, none that is in flight here
+        but a starving one, from one more source.
     """
     missing = Bitfield.full(view.layout.chunk_count) - view.have - view.inflight
     slots = {
@@ -159,9 +160,9 @@ def plan_requests(
 def _plan_rescues(draft: _Draft) -> None:
     """Ask a second source for chunks that a reader waits for and the first does not deliver."""
     view = draft.view
-    for index in view.starving:
+    for index in dict.fromkeys(view.starving):  # two readers may wait for one chunk
         asked = view.asked.get(index, frozenset())
-        if index not in view.inflight or len(asked) != 1:
+        if index not in view.inflight or index in view.have or len(asked) != 1:
             continue
         holders = [p.peer_id for p in view.peers if index in p.have]
         for source_id in [*holders, UPSTREAM]:

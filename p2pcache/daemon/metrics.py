@@ -40,12 +40,12 @@ class Histogram:
         for n, bound_s in enumerate((*RESIDENCY_BUCKETS_S, float("inf"))):
             self.counts[n] += seconds <= bound_s
 
-    def show(self, name: str, text: str) -> list[str]:
+    def show(self, name: str, kind: str, text: str) -> list[str]:
         """Return its lines."""
         bounds = [*(f"{bound_s:g}" for bound_s in RESIDENCY_BUCKETS_S), "+Inf"]
         return [
             f"# HELP {name} {text}",
-            f"# TYPE {name} histogram",
+            f"# TYPE {name} {kind}",
             *(
                 f'{name}_bucket{{le="{bound}"}} {count}'
                 for bound, count in zip(bounds, self.counts, strict=True)
@@ -143,7 +143,9 @@ class Metrics:
             ),
         ]
         lines += self._residency.show(
-            "p2pcache_residency_seconds", "Time to answer how much of a model is here."
+            "p2pcache_residency_seconds",
+            "histogram",
+            "Time to answer how much of a model is here.",
         )
         return web.Response(text="\n".join(lines) + "\n", content_type="text/plain")
 

@@ -103,6 +103,10 @@ class BlobReader:
         state = self._active.fetch.state
         chunk = self._layout.index_at(position)
         last_chunk = self._layout.chunk_count - 1
+        # Measured from the last byte, not from the last change: while the rest of a file arrives,
+        # something changes all the time.
+        loop = asyncio.get_running_loop()
+        trickle_s = loop.time() + TRICKLE_INTERVAL_S
         while not self._active.is_done:
             self._check_still_right()
             if chunk < last_chunk and chunk in state.have and state.is_trusted(chunk):
@@ -111,9 +115,10 @@ class BlobReader:
                     until += 1
                 return min(end, self._layout.offset_of(until))
             is_held = chunk == last_chunk and chunk in state.have and state.is_trusted(chunk)
-            is_quiet = await self._wait(chunk, timeout_s=TRICKLE_INTERVAL_S if is_held else 60.0)
-            if is_held and is_quiet and position + TRICKLE_BYTES < self.size_bytes:
+            if is_held and loop.time() >= trickle_s and position + TRICKLE_BYTES < self.size_bytes:
                 return min(end, position + TRICKLE_BYTES)
+            left_s = max(trickle_s - loop.time(), 0.0) if is_held else 60.0
+            await self._wait(chunk, timeout_s=left_s or TRICKLE_INTERVAL_S)
         await self._active.result()
         self._check_still_right()
         return end
@@ -131,16 +136,13 @@ class BlobReader:
                 "A source sent wrong bytes, which the proof of the whole file showed; ask again."
             )
 
-    async def _wait(self, chunk: int, *, timeout_s: float) -> bool:
-        """Wait for something to change; returns whether nothing did for timeout_s."""
+    async def _wait(self, chunk: int, *, timeout_s: float) -> None:
+        """Wait for something to change, timeout_s at most."""
         assert self._active is not None, "a proven blob needs no waiting"
         self._active.note_reader(self._id, chunk)
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._active.wait_for_change()
-        except TimeoutError:
-            return True
-        return False
 
     def _begin_streaming(self) -> None:
         if not self._is_streaming and self._active is not None:

@@ -71,7 +71,9 @@ def views(draw: st.DrawFn) -> FetchView:
     """Any view of a blob of up to 40 chunks with up to five peers."""
     count = draw(st.integers(0, 40))
     fields = st.builds(Bitfield, st.just(count), st.integers(0, (1 << count) - 1))
-    indexes = st.lists(st.integers(0, count - 1), max_size=5) if count else st.just([])
+    indexes_ = st.integers(0, max(0, count - 1))
+    indexes = st.lists(indexes_, max_size=5) if count else st.just([])
+    sources_ = st.sampled_from([UPSTREAM, *map(make_id, range(3))])
     peers = [
         PeerView(
             make_id(number),
@@ -97,6 +99,7 @@ def views(draw: st.DrawFn) -> FetchView:
         draw(st.booleans()),
         draw(indexes),
         draw(indexes),
+        draw(st.dictionaries(indexes_, st.sets(sources_, min_size=1)) if count else st.just({})),
     )
 
 
@@ -113,10 +116,16 @@ seeds = st.integers(0, 1000)
 def test_plan_any_view_asks_for_each_missing_chunk_at_most_once(
     view: FetchView, limits: PlannerLimits, seed: int
 ) -> None:
-    """No chunk twice, none that is held, none that is in flight."""
-    asked = chunks_of(plan(view, seed=seed, limits=limits))
+    """No chunk twice, none that is held, none that is in flight, but to rescue a reader."""
+    requests = plan(view, seed=seed, limits=limits)
+    asked = chunks_of(requests)
     assert len(set(asked)) == len(asked)
-    assert not [i for i in asked if i in view.have or i in view.inflight]
+    assert not [i for i in asked if i in view.have]
+    for request in requests:
+        if any(index in view.inflight for index in request.chunk_indexes):
+            assert request.first == request.last
+            assert request.first in view.starving
+            assert len(view.asked[request.first] | {request.source_id}) == 2
 
 
 @given(views(), limits_, seeds)
@@ -246,10 +255,9 @@ def test_plan_rarest_chunk_is_asked_first() -> None:
 
 def test_plan_rarest_chunk_of_a_large_blob_is_in_the_first_run() -> None:
     """However much else is missing, the run that a rare chunk led to contains it."""
-    common = make_peer(1, Bitfield.of(1000, range(999)))
-    rare = make_peer(2, Bitfield.of(1000, [*range(400), 500, *range(600, 999)]))
-    only_here = make_peer(3, Bitfield.of(1000, [*range(500, 1000)]))
-    view = make_view(1000, common, rare, only_here, can_fetch_upstream=False)
+    common = [make_peer(number, Bitfield.of(1000, range(999))) for number in (1, 2)]
+    only_here = make_peer(3, Bitfield.of(1000, range(500, 1000)))
+    view = make_view(1000, *common, only_here, can_fetch_upstream=False)
     for seed in range(20):
         first = plan(view, seed=seed)[0]
         assert 999 in first.chunk_indexes
@@ -291,6 +299,37 @@ def test_plan_starving_chunk_waits_when_upstream_has_no_slot() -> None:
     one_slot = make_view(8, starving=[3, 5], upstream_requests_inflight=3)
     assert plan(one_slot) == [RunRequest(UPSTREAM, 3, 3)]
     assert plan(make_view(8, can_fetch_upstream=False, starving=[3])) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "rescuer"),
+    [
+        ({make_id(1)}, make_id(2)),
+        ({make_id(2)}, make_id(1)),
+        ({UPSTREAM}, make_id(1)),
+        ({make_id(1), make_id(2)}, None),
+        (set(), None),
+    ],
+)
+def test_plan_starving_chunk_in_flight_is_asked_of_one_more_source(
+    asked: set[str], rescuer: str | None
+) -> None:
+    """A slow source cannot hold a reader's chunk hostage; a third one is never asked."""
+    peers = [make_peer(number, Bitfield.full(8)) for number in (1, 2)]
+    everything = Bitfield.full(8)
+    view = make_view(8, *peers, inflight=everything, starving=[3, 3], asked={3: asked})
+    assert plan(view) == ([RunRequest(rescuer, 3, 3)] if rescuer else [])
+    assert plan(replace(view, starving=[])) == []
+    assert plan(replace(view, have=Bitfield.of(8, [3]))) == []
+
+
+def test_plan_starving_chunk_in_flight_is_rescued_from_upstream_last() -> None:
+    """With no other peer that has it, the hub is asked, if it may be."""
+    peer = make_peer(1, Bitfield.full(8), requests_inflight=2)
+    everything = Bitfield.full(8)
+    view = make_view(8, peer, inflight=everything, starving=[3], asked={3: {make_id(1)}})
+    assert plan(view) == [RunRequest(UPSTREAM, 3, 3)]
+    assert plan(replace(view, can_fetch_upstream=False)) == []
 
 
 def test_plan_readers_next_chunk_is_first_at_upstream() -> None:

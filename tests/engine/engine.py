@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
@@ -20,8 +20,11 @@ from aiohttp import web
 
 from p2pcache.clock import Clock, SystemClock
 from p2pcache.core.credentials import Credentials
+from p2pcache.core.layout import Layout
+from p2pcache.core.planner import UPSTREAM
 from p2pcache.core.refs import ModelReference
 from p2pcache.core.snapshot import FileEntry, Snapshot
+from p2pcache.core.verify import verify_chunk
 from p2pcache.daemon.app import make_peer_app
 from p2pcache.discovery.base import Candidate
 from p2pcache.engine.cache import Cache
@@ -36,6 +39,7 @@ from p2pcache.store.blobs import FileBlobStore
 from p2pcache.store.home import StoreHome
 from p2pcache.store.hubtree import HubTree
 from p2pcache.transfer.connection import ConnectionPool
+from tests.engine.fakepeer import sha256_name
 
 POLL_S = 0.005
 
@@ -176,6 +180,19 @@ class Engine:
         """Begin to fetch a file, or join."""
         snapshot, entry = await self.find(repo, path)
         return await self.cache.fetches.start(snapshot, entry, Credentials(), is_public=is_public)
+
+    def keep_chunks(self, content: bytes, indexes: Iterable[int]) -> None:
+        """Put some chunks of a blob into its partial file, as if the hub had sent them before."""
+        blob, layout = sha256_name(content), Layout(len(content))
+        opened = self.context.store.open_partial(blob, layout)
+        for index in indexes:
+            offset, length = layout.span_of(index, index)
+            view = memoryview(content[offset : offset + length])
+            opened.put(
+                verify_chunk(blob, layout, index, view, expected=None, source_id=UPSTREAM), UPSTREAM
+            )
+        opened.flush()
+        opened.close()
 
     async def open_reader(self, repo: str, path: str, token: str | None = None) -> BlobReader:
         """Open a file as the gateway does."""

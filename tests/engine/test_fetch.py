@@ -15,9 +15,7 @@ import pytest
 
 from p2pcache.clock import ManualClock
 from p2pcache.core.credentials import ANONYMOUS
-from p2pcache.core.planner import UPSTREAM
 from p2pcache.core.upstream import UpstreamLocation
-from p2pcache.core.verify import verify_chunk
 from p2pcache.engine import dispatch, fetch
 from p2pcache.errors import (
     IntegrityError,
@@ -366,19 +364,8 @@ async def test_proof_that_fails_drops_only_doubtful_chunks_and_names_the_liar(
     engine: Engine, hub: Hub, make_peer: MakePeer
 ) -> None:
     """Chunks from the hub stay; those of peers are fetched anew, and the liar alone is banned."""
-    hub.set_faults(break_after_bytes=5 * CHUNK_BYTES, break_times=1)
-    active = await engine.start_fetch(REPO, NAME)
-    await eventually(lambda: active.fetch.state.held_bytes >= CHUNK_BYTES, "some from the hub")
-    await eventually(lambda: active.is_done, "the rest")
-    engine.context.store.discard(BLOB, partial_only=False)
-    await engine.context.index.call(lambda i: i.blobs.remove(BLOB))
-
     snapshot, entry = await engine.find(REPO, NAME)
-    kept = engine.context.store.open_partial(BLOB, entry.layout)
-    for index in range(5):
-        put_true_chunk(kept, index)
-    kept.flush()
-    kept.close()
+    engine.keep_chunks(WEIGHTS, range(5))
     liar, honest = await make_peer(WEIGHTS, number=1), await make_peer(WEIGHTS, number=2)
     liar.tamper = flip
     await engine.meet(liar.address)
@@ -391,14 +378,6 @@ async def test_proof_that_fails_drops_only_doubtful_chunks_and_names_the_liar(
     if liar.sent_chunks:
         assert hub.stats.path_bytes[KEY] == len(WEIGHTS) - 5 * CHUNK_BYTES
         assert {f.source_name for f in engine.context.blame.faults} == {liar.name}
-
-
-def put_true_chunk(opened: partial_module.FilePartial, index: int) -> None:
-    """Store one chunk as the hub sends it."""
-    offset, length = opened.layout.span_of(index, index)
-    view = memoryview(WEIGHTS[offset : offset + length])
-    chunk = verify_chunk(BLOB, opened.layout, index, view, expected=None, source_id=UPSTREAM)
-    opened.put(chunk, UPSTREAM)
 
 
 async def test_new_liars_in_every_round_do_not_break_the_fetch(

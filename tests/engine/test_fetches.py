@@ -126,9 +126,7 @@ async def test_start_right_after_everybody_left_begins_anew(engine: Engine, hub:
     assert engine.context.store.path_of(BLOB).read_bytes() == WEIGHTS
 
 
-async def test_close_tells_those_who_wait_to_come_back(
-    make_cache: MakeCache, hub: Hub
-) -> None:
+async def test_close_tells_those_who_wait_to_come_back(make_cache: MakeCache, hub: Hub) -> None:
     """When the daemon stops, a waiting reader gets an error that says so, not a cancellation."""
     engine = await make_cache("b")
     await hang(engine, hub)
@@ -193,9 +191,7 @@ async def test_peer_gets_chunks_that_are_here_and_is_told_of_those_on_their_way(
     await active.result()
 
 
-async def test_chunks_of_unknown_worth_are_not_passed_on(
-    make_cache: MakeCache, hub: Hub
-) -> None:
+async def test_chunks_of_unknown_worth_are_not_passed_on(make_cache: MakeCache, hub: Hub) -> None:
     """While the hub is not trusted, nothing unproven is described, sent or named."""
     engine = await make_cache("b", trusts_upstream=False)
     hub.set_faults(hang_after_bytes=2 * CHUNK_BYTES, paths=KEY)

@@ -39,11 +39,14 @@ class Body:
         self.task = asyncio.create_task(self._read(start, length))
 
     async def _read(self, start: int, length: int) -> None:
-        await self._reader.ready(start)
-        async for segment in self._reader.segments(start, length):
-            assert segment.offset == start + len(self.received)
-            self.times_s.append(time.monotonic())
-            self.received += os.pread(segment.fd, segment.length, segment.offset)
+        try:
+            await self._reader.ready(start)
+            async for segment in self._reader.segments(start, length):
+                assert segment.offset == start + len(self.received)
+                self.times_s.append(time.monotonic())
+                self.received += os.pread(segment.fd, segment.length, segment.offset)
+        finally:
+            self._reader.close()
 
 
 async def open_body(engine: Engine, start: int = 0, length: int | None = None) -> Body:
@@ -100,6 +103,7 @@ async def test_last_chunk_trickles_while_the_proof_is_awaited(
     """A reader at the last chunk gets some bytes every while, though other chunks still arrive."""
     monkeypatch.setattr(reader_module, "TRICKLE_INTERVAL_S", 0.1)
     await engine.find(REPO, NAME)
+    engine.keep_chunks(WEIGHTS, (18, 19))
     hub.set_faults(rate_bytes_per_s=400_000)
     body = await open_body(engine, LAST - 100)
     await body.task
@@ -116,6 +120,7 @@ async def test_trickle_never_reaches_the_last_byte(
     monkeypatch.setattr(reader_module, "TRICKLE_INTERVAL_S", 0.0)
     monkeypatch.setattr(reader_module, "TRICKLE_BYTES", CHUNK_BYTES // 2)
     await engine.find(REPO, NAME)
+    engine.keep_chunks(WEIGHTS, (18, 19))
     hub.set_faults(rate_bytes_per_s=600_000)
     body = await open_body(engine, LAST - 100)
     active = engine.cache.fetches.find(BLOB)
@@ -218,9 +223,7 @@ async def test_reader_that_is_closed_leaves_nothing_behind(engine: Engine, hub: 
     )
 
 
-async def test_failure_before_the_first_byte_is_told_by_ready(
-    engine: Engine, hub: Hub
-) -> None:
+async def test_failure_before_the_first_byte_is_told_by_ready(engine: Engine, hub: Hub) -> None:
     """A client can still be given a status when nothing was sent."""
     await engine.find(REPO, NAME)
     hub.set_faults(flips={KEY: 3})
