@@ -87,7 +87,7 @@ def test_file_changed_on_own_disk_is_healed_before_it_is_read(
     assert daemon.pull(MODEL).returncode == 0
     before = hub.stats()["body_bytes"]
     flip_bit(find_weights(daemon.store), 50_000_000, keeps_time=False)
-    linked = [p for p in (daemon.store / "hub").rglob("model.safetensors")]
+    linked = list((daemon.store / "hub").rglob("model.safetensors"))
     assert len(linked) == 1
     hub.set_listening(hub=False, cdn=False)
     assert daemon.pull(MODEL).returncode != 0
