@@ -449,17 +449,3 @@ def test_swarm_cold_together_asks_upstream_for_each_chunk_exactly_once(
             swarm.step()
         assert swarm.is_done()
         assert swarm.asked_upstream == Counter(range(chunk_count))
-
-
-def test_plan_starving_chunk_in_flight_is_asked_of_one_more_source() -> None:
-    """A chunk that a slow peer does not deliver is asked of another holder, else of the hub."""
-    full = Bitfield.full(4)
-    slow, other = make_peer(1, full), make_peer(2, full)
-    stuck = {"inflight": full, "starving": [2]}
-    asked = {2: {slow.peer_id}}
-    assert plan(make_view(4, slow, other, asked=asked, **stuck)) == [
-        RunRequest(other.peer_id, 2, 2)
-    ]
-    assert plan(make_view(4, slow, asked=asked, **stuck)) == [RunRequest(UPSTREAM, 2, 2)]
-    rescued = {2: {slow.peer_id, UPSTREAM}}
-    assert plan(make_view(4, slow, other, asked=rescued, **stuck)) == []
