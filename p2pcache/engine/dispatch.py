@@ -125,7 +125,7 @@ class Dispatcher:
         else:
             peer.requests_inflight += 1
             source = PeerSource(peer.peer_id, peer.url, self._context.peer_pool)
-        sink = RunSink(self._partial, run.source_id, self._take_in)
+        sink = RunSink(self._partial, run.source_id, self._take_in, self._on_change)
         task = asyncio.create_task(self._fetch_run(run, source, peer, sink))
         self._runs[task] = (sink, source)
         task.add_done_callback(lambda done: self._runs.pop(done, None))

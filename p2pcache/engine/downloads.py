@@ -121,6 +121,8 @@ class Downloads:
         if job.task is not None and job.state not in FINAL_STATES:
             job.task.cancel()
             await asyncio.gather(job.task, return_exceptions=True)
+            if job.state not in FINAL_STATES:
+                job.state = JobState.CANCELLED  # before its first step
         return job
 
     async def close(self) -> None:

@@ -247,8 +247,7 @@ class BlobFetch:
             digest = table.find(index)
             if digest is not None and state.sources.get(index) != UPSTREAM:
                 state.suspects[index] = Suspect(digest, state.sources[index])
-            state.have.discard(index)
-            state.sources.pop(index, None)
+            state.forget(index)
         state.excluded |= senders
         state.asks_peers = attempt < PROOF_ATTEMPTS_MAX - 1
         state.proof_failures += 1

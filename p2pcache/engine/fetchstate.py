@@ -165,6 +165,15 @@ class FetchState:
         """Do not ask this peer for this chunk again."""
         self.refused.setdefault(peer_id, Bitfield(self.have.length)).add(chunk_index)
 
+    def forget(self, chunk_index: int) -> None:
+        """Take out a chunk that turned out to be doubtful; it counts as not here."""
+        length = self.order.layout.length_of(chunk_index)
+        kind = "upstream" if self.sources.pop(chunk_index, None) == UPSTREAM else "peer"
+        if self.bytes_from[kind] < length:
+            kind = "disk"  # an earlier run brought it
+        self.bytes_from[kind] -= length
+        self.have.discard(chunk_index)
+
     def find_starving(self, *, now_s: float) -> list[int]:
         """Return the chunks that a reader has waited for too long."""
         return [

@@ -75,8 +75,7 @@ class BlobReader:
         while not self._active.is_done:
             if self._active.fetch.may_stream():
                 self._begin_streaming()
-                is_last = chunk + 1 == self._layout.chunk_count
-                if chunk in state.have and state.is_trusted(chunk) and not is_last:
+                if self._find_limit(start) > start:
                     break
             await self._wait(chunk, timeout_s=1.0)
         else:
@@ -109,11 +108,9 @@ class BlobReader:
         trickle_s = loop.time() + TRICKLE_INTERVAL_S
         while not self._active.is_done:
             self._check_still_right()
-            if chunk < last_chunk and chunk in state.have and state.is_trusted(chunk):
-                until = chunk
-                while until < last_chunk and until in state.have and state.is_trusted(until):
-                    until += 1
-                return min(end, self._layout.offset_of(until))
+            limit = self._find_limit(position)
+            if limit > position:
+                return min(end, limit)
             is_held = chunk == last_chunk and chunk in state.have and state.is_trusted(chunk)
             if is_held and loop.time() >= trickle_s and position + TRICKLE_BYTES < self.size_bytes:
                 return min(end, position + TRICKLE_BYTES)
@@ -122,6 +119,23 @@ class BlobReader:
         await self._active.result()
         self._check_still_right()
         return end
+
+    def _find_limit(self, position: int) -> int:
+        """
+        Return up to where the bytes from position on may be sent before the proof.
+
+        Whole chunks that are checked and trusted; then as much of the next one as a trusted hub
+        has sent, so that a slow line flows steadily. The end of the last chunk is kept back.
+        """
+        assert self._active is not None, "a proven blob has no limit"
+        fetch, state = self._active.fetch, self._active.fetch.state
+        until, last_chunk = self._layout.index_at(position), self._layout.chunk_count - 1
+        while until < last_chunk and until in state.have and state.is_trusted(until):
+            until += 1
+        limit = self._layout.offset_of(until)
+        if until not in state.have and state.order.trusts_upstream:
+            limit += fetch.partial.find_prefix_bytes(until)
+        return max(position, limit)
 
     def _check_still_right(self) -> None:
         """

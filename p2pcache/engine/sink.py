@@ -22,17 +22,25 @@ ChunkListener = Callable[[int, str], None]
 class RunSink:
     """The sink of one run. Implements ChunkSink; cancel() may be called from the event loop."""
 
-    def __init__(self, partial: FilePartial, source_id: str, on_chunk: ChunkListener) -> None:
+    def __init__(
+        self,
+        partial: FilePartial,
+        source_id: str,
+        on_chunk: ChunkListener,
+        on_prefix: Callable[[], None],
+    ) -> None:
         """
         Args:
             partial: Where the chunks go.
             source_id: Who sends them, for the record.
             on_chunk: Called on the event loop with (chunk index, source id).
+            on_prefix: Called on the event loop when more of a chunk's start is there.
         """
         self.received_bytes = 0
         self._partial = partial
         self._source_id = source_id
         self._on_chunk = on_chunk
+        self._on_prefix = on_prefix
         self._loop = asyncio.get_running_loop()
         self._is_cancelled = False
 
@@ -60,6 +68,7 @@ class RunSink:
     def keep_prefix(self, chunk_index: int, prefix: memoryview, written_bytes: int) -> None:
         """Write the start of a chunk that is still arriving."""
         self._partial.put_prefix(chunk_index, prefix, written_bytes)
+        self._loop.call_soon_threadsafe(self._on_prefix)
 
     def note_progress(self, received_bytes: int) -> None:
         """Count, and stop if nobody wants more."""

@@ -261,8 +261,10 @@ class Swarm:
             hello, entries = theirs.hello, theirs.entries
         if hello.peer_id != self._context.settings.peer_id:
             self._meet(hello, address.candidate)
-            if hello.peer_id in self.peers:
-                self.peers[hello.peer_id].last_seen_s = self._context.clock.monotonic_s()
+            peer = self.peers.get(hello.peer_id)
+            # An answer at a second address does not keep a dead first one in use.
+            if peer is not None and (peer.host, peer.port) == address.key:
+                peer.last_seen_s = self._context.clock.monotonic_s()
             self._hear(hello.peer_id, entries)
         address.round = number
         return hello.peer_id

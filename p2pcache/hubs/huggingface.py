@@ -10,6 +10,7 @@ Source: docs/reference/hub-dialect.md.
 from __future__ import annotations
 
 import json
+import urllib.request
 from collections.abc import Mapping
 from urllib.parse import quote, urlsplit, urlunsplit
 
@@ -41,6 +42,8 @@ from p2pcache.hubs.base import ForwardedAnswer, Resolution
 # Clients give a HEAD 10 s; two of our own requests have to fit in.
 REQUEST_S_MAX = 8.0
 CONNECT_S_MAX = 4.0
+# Hubs list 1000 files on a page; a listing of small or empty pages ends somewhere too.
+PAGES_MAX = 10_000
 _KEPT_HEADERS = (
     "Content-Type", "ETag", "Link", "RateLimit", "RateLimit-Policy", "Retry-After",
     "X-Error-Code", "X-Error-Message", "X-Repo-Commit", "X-Request-Id",
@@ -57,15 +60,20 @@ class HuggingFaceHub:
         """
         self.url = url.rstrip("/")
         self._session: aiohttp.ClientSession | None = None
+        self._proxies: dict[str, str] = {}
 
     def open(self) -> None:
         """Open the connection pool; call on the event loop."""
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=REQUEST_S_MAX, connect=CONNECT_S_MAX),
             headers={"User-Agent": f"p2pcache/{__version__}", "Accept-Encoding": "identity"},
-            trust_env=True,
+            # Not trust_env: it would sign anonymous questions with the daemon user's ~/.netrc.
+            trust_env=False,
+            # A session that a gateway opens for one caller is not another caller's.
+            cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=True,
         )
+        self._proxies = urllib.request.getproxies()
 
     async def close(self) -> None:
         """Close the connection pool. Safe to call twice."""
@@ -85,13 +93,15 @@ class HuggingFaceHub:
         """Ask for all files: the tree, page by page; or the siblings where there is no tree."""
         url: str | None = f"{self._api(snapshot_id.repo)}/tree/{snapshot_id.commit}?recursive=true"
         items: list[object] = []
+        page_count = 0
         try:
             while url is not None:
                 page, url = await self._get_json(url, str(snapshot_id), credentials)
                 if not isinstance(page, list):
                     raise UpstreamProtocolError("The hub's file list is no list.")
                 items.extend(page)
-                if len(items) > FILES_PER_SNAPSHOT_MAX * 2:
+                page_count += 1
+                if len(items) > FILES_PER_SNAPSHOT_MAX * 2 or page_count > PAGES_MAX:
                     raise UpstreamProtocolError(f"The hub lists too many files: {snapshot_id}.")
             entries = read_tree(items)
         except EntryNotFoundError:
@@ -144,6 +154,14 @@ class HuggingFaceHub:
         )
         kept = {name: headers[name] for name in _KEPT_HEADERS if name in headers}
         return ForwardedAnswer(status, kept, answer)
+
+    def _find_proxy(self, url: str) -> str | None:
+        """Return the environment's proxy for an address."""
+        scheme, host, _ = origin_of(url)
+        proxy = self._proxies.get(scheme)
+        if not proxy or urllib.request.proxy_bypass(host):
+            return None
+        return proxy if "://" in proxy else f"http://{proxy}"
 
     def _api(self, repo: RepoId) -> str:
         return f"{self.url}/api/{repo.kind}/{repo.name}"
@@ -205,6 +223,7 @@ class HuggingFaceHub:
                     data=body or None,
                     headers=headers,
                     allow_redirects=False,
+                    proxy=self._find_proxy(url),
                 ) as response:
                     if response.status not in REDIRECT_STATUSES:
                         return response.status, response.headers, await _read_bounded(response)

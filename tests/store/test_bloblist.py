@@ -93,6 +93,16 @@ def test_bloblist_shareable_is_what_is_proven_and_public(blobs: BlobList) -> Non
     assert blobs.find_shareable(asked) == [(FIRST.blob, len(FIRST.content))]
 
 
+def test_bloblist_set_public_changes_that_alone(blobs: BlobList) -> None:
+    """A restricted blob becomes public, keeps its proof, and others stay as they are."""
+    blobs.put(make_row(FIRST, is_public=False))
+    blobs.put(make_row(SECOND, is_public=False))
+    blobs.set_public(FIRST.blob)
+    blobs.set_public(make_sample(7).blob)
+    assert_same(blobs.find(FIRST.blob), make_row(FIRST))
+    assert_same(blobs.find(SECOND.blob), make_row(SECOND, is_public=False))
+
+
 def test_bloblist_removed_blob_is_gone_with_its_chunks(blobs: BlobList) -> None:
     """Nothing points to a blob that has no row; removing what is absent is fine."""
     blobs.put(make_row(FIRST))

@@ -16,6 +16,8 @@ import pytest
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.refs import RepoId, SnapshotId
 from p2pcache.core.snapshot import FileEntry, Snapshot
+from p2pcache.store.base import FileStamp
+from p2pcache.store.bloblist import BlobRow
 from p2pcache.store.catalogue import Catalogue, RefRow
 from p2pcache.store.index import Index
 from tests.samples import COMMIT, OTHER_COMMIT
@@ -106,6 +108,30 @@ def test_catalogue_public_is_set_and_revoked(catalogue: Catalogue) -> None:
     row = catalogue.find_snapshot(ID)
     assert row is not None
     assert row.public_wall_s is None
+
+
+def test_catalogue_revoked_snapshot_takes_its_own_blobs_along(tmp_path: Path) -> None:
+    """A blob that another public snapshot has stays public; what was restricted is not named."""
+    index = Index(tmp_path / "other.sqlite")
+    restricted = FileEntry("r", 9, BlobDigest("sha256", "78" * 32), "56" * 20)
+    public, elsewhere = (SnapshotId(SAME_NAME, commit) for commit in (COMMIT, OTHER_COMMIT))
+    put(index.catalogue, Snapshot.of(ID, [SMALL, LARGE, restricted]))
+    put(index.catalogue, Snapshot.of(public, [SMALL]))
+    put(index.catalogue, Snapshot.of(elsewhere, [LARGE]))
+    for entry in (SMALL, LARGE, restricted):
+        stamp = FileStamp(entry.size_bytes, 1, 1)
+        is_public = entry is not restricted
+        index.blobs.put(BlobRow(entry.digest, stamp, None, True, is_public, 1.0))
+    for snapshot_id in (ID, public):
+        index.catalogue.set_public(snapshot_id, 1.0)
+    assert index.catalogue.revoke_public(ID) == [LARGE.digest]
+    assert index.catalogue.revoke_public(ID) == []
+    rows = {row.blob: row.is_public for row in index.blobs.iter_all()}
+    assert rows == {SMALL.digest: True, LARGE.digest: False, restricted.digest: False}
+    row = index.catalogue.find_snapshot(ID)
+    assert row is not None
+    assert row.public_wall_s is None
+    index.close()
 
 
 def test_catalogue_snapshots_are_listed_newest_last(catalogue: Catalogue) -> None:
