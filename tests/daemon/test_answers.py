@@ -84,7 +84,7 @@ async def address() -> AsyncIterator[str]:
             case "unforeseen":
                 raise ZeroDivisionError("a secret detail")
             case "http":
-                raise web.HTTPTeapot
+                raise web.HTTPConflict
             case "redirect":
                 raise web.HTTPFound("/elsewhere")
             case "body":
@@ -103,7 +103,7 @@ async def address() -> AsyncIterator[str]:
     [
         ("GET", "/ours", 404, "BlobNotFound"),
         ("GET", "/unforeseen", 500, "InternalError"),
-        ("GET", "/http", 418, None),
+        ("GET", "/http", 409, "Conflict"),
         ("GET", "/no/such/route", 404, "NotFound"),
         ("DELETE", "/ours", 405, "MethodNotAllowed"),
         ("POST", "/body", 413, "RequestEntityTooLarge"),

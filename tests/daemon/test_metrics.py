@@ -14,7 +14,7 @@ from tests.daemon.local import Served
 from tests.engine.conftest import FILES, MODEL_BYTES, REPO, WEIGHTS, MakePeer
 from tests.engine.fakepeer import FakePeer
 
-SAMPLE = re.compile(r"([a-z_]+)(?:\{([^}]*)\})? (-?[0-9.e+-]+|\+Inf|NaN)")
+SAMPLE = re.compile(r"([a-z][a-z0-9_]+)(?:\{([^}]*)\})? (-?[0-9.e+-]+|\+Inf|NaN)")
 LABEL = re.compile(r'([a-z]+)="([^"\\\n]*)"')
 ALLOWED = {
     "source": {"upstream", "peer", "disk"},
