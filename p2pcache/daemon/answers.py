@@ -3,7 +3,7 @@ Owns turning errors into HTTP answers, the same way on every endpoint.
 
 Knows nothing of routes.
 Invariants: a body is `{"error", "message"}`; no traceback leaves the process; whatever is not
-ours is logged and answered 500.
+ours is logged and answered 500; a response that has begun is broken off, never written into.
 Source: house style (errors); docs/reference/errors.md.
 """
 
@@ -44,8 +44,22 @@ def answer_error(error: P2PCacheError, headers: dict[str, str] | None = None) ->
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn what a handler raises into an answer."""
     try:
+        return await _answer(request, handler)
+    except (ConnectionError, TimeoutError) as error:
+        if not _has_begun(request):
+            raise
+        log.debug("%s %s was broken off: %s", request.method, request.path, error)
+    # The status line is out: a second one would be read as part of the body.
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=500)
+
+
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
         return await handler(request)
     except P2PCacheError as error:
+        _check_not_begun(request, error)
         return answer_error(error)
     except web.HTTPException as error:
         if error.status < 400:
@@ -60,9 +74,21 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         )
     except (ConnectionError, TimeoutError):
         raise
-    except Exception:
+    except Exception as error:
+        _check_not_begun(request, error)
         log.exception("%s %s failed", request.method, request.path)
         return web.json_response(
             {"error": "InternalError", "message": "The daemon failed at this; its log says more."},
             status=500,
         )
+
+
+def _has_begun(request: web.Request) -> bool:
+    """Return whether a response's head was sent."""
+    return request.writer.output_size > 0
+
+
+def _check_not_begun(request: web.Request, error: Exception) -> None:
+    if _has_begun(request):
+        log.warning("%s %s was broken off: %r", request.method, request.path, error)
+        raise ConnectionAbortedError("the response had begun") from error

@@ -113,6 +113,8 @@ class HuggingFaceGateway:
             if is_unmodified(request, headers["ETag"]):
                 return web.Response(status=304, headers=headers)
             wanted = choose_range(request, entry, headers["ETag"])
+            if wanted is not None and wanted.start > 0:
+                self._cache.check_may_resume(entry)
             return await self._send(request, reader, headers, entry, wanted)
         finally:
             reader.close()

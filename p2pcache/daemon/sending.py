@@ -15,6 +15,8 @@ import os
 
 from aiohttp import web
 
+from p2pcache.errors import BlobCorruptError
+
 # Handed to the kernel in one go: long enough to cost nothing, short enough to time out fairly.
 SLICE_BYTES = 8 * 1024 * 1024
 # A client that takes less than a slice in this time has stopped reading.
@@ -31,11 +33,14 @@ async def send_file_range(
     Send bytes of an open file as the next part of a prepared response.
 
     Raises:
+        BlobCorruptError: The file is shorter than it was; break the body off.
         ConnectionError: The client is gone.
         TimeoutError: The client stopped reading.
     """
     if length <= SMALL_BYTES:
-        await response.write(await asyncio.to_thread(os.pread, fd, length, offset))
+        content = await asyncio.to_thread(os.pread, fd, length, offset)
+        await response.write(content)
+        _check_whole(len(content), length)
         return
     transport = request.transport
     if transport is None:
@@ -46,8 +51,15 @@ async def send_file_range(
             count = min(length, SLICE_BYTES)
             await asyncio.to_thread(_bring_in, fd, offset, count)
             async with asyncio.timeout(SEND_STALL_S):
-                await loop.sendfile(transport, file, offset, count)
+                sent = await loop.sendfile(transport, file, offset, count)
+            _check_whole(sent, count)
             offset, length = offset + count, length - count
+
+
+def _check_whole(sent_bytes: int, wanted_bytes: int) -> None:
+    # A body that is too short and a connection that stays open make the next answer its end.
+    if sent_bytes != wanted_bytes:
+        raise BlobCorruptError("A file became shorter while it was sent; ask again.", path="")
 
 
 def _bring_in(fd: int, offset: int, count: int) -> None:

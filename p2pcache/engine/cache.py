@@ -31,6 +31,7 @@ from p2pcache.engine.shelf import ChunkRun, Shelf
 from p2pcache.engine.swarm import Swarm
 from p2pcache.errors import (
     BlobNotFoundError,
+    DaemonBusyError,
     InvalidRangeError,
     OtherLayoutError,
     StoreError,
@@ -102,6 +103,19 @@ class Cache:
         resolved = await self.librarian.resolve(reference, credentials)
         await self.access.check_may_read(resolved.snapshot, credentials)
         return resolved, resolved.snapshot.get_file(path)
+
+    def check_may_resume(self, entry: FileEntry) -> None:
+        """
+        Refuse to go on with a body that may have begun with wrong bytes.
+
+        Raises:
+            DaemonBusyError: A reader of this blob was given bytes that the proof then refuted.
+        """
+        if self.context.taints.has(entry.digest, now_s=self.context.clock.monotonic_s()):
+            raise DaemonBusyError(
+                f"{entry.path}: wrong bytes of it were sent a short while ago and the body was "
+                "broken off; ask for the file from its first byte, not for the rest."
+            )
 
     async def land(
         self, snapshot: Snapshot, entry: FileEntry, credentials: Credentials, *, is_public: bool

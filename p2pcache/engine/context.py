@@ -21,6 +21,7 @@ from p2pcache.core.peers import BlameBook, Fault
 from p2pcache.core.planner import PlannerLimits
 from p2pcache.engine.indexthread import IndexThread
 from p2pcache.engine.settings import EngineSettings
+from p2pcache.engine.taints import Taints
 from p2pcache.hubs.base import Hub
 from p2pcache.store.blobs import FileBlobStore
 from p2pcache.store.home import StoreHome
@@ -67,6 +68,7 @@ class Context:
     limits: PlannerLimits = field(default_factory=PlannerLimits)
     blame: BlameBook = field(default_factory=BlameBook)
     budget: UpstreamBudget = field(default_factory=UpstreamBudget)
+    taints: Taints = field(default_factory=Taints)
     bytes_counted: Counter[tuple[str, str]] = field(default_factory=Counter)
     chunks_rejected: Counter[tuple[str, str]] = field(default_factory=Counter)
     bulk: ThreadPoolExecutor = field(

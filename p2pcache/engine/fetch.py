@@ -15,10 +15,11 @@ import logging
 from functools import partial
 
 from p2pcache.core.chunktable import ChunkTable
-from p2pcache.core.digest import BlobDigest
+from p2pcache.core.digest import BlobDigest, ChunkDigest
 from p2pcache.core.layout import Layout
 from p2pcache.core.messages import SwarmEntry
 from p2pcache.core.planner import UPSTREAM
+from p2pcache.core.verify import digest_of
 from p2pcache.engine.context import Context
 from p2pcache.engine.dispatch import Dispatcher
 from p2pcache.engine.fetchstate import FetchOrder, FetchState, Suspect
@@ -28,6 +29,7 @@ from p2pcache.engine.swarm import Swarm
 from p2pcache.errors import IntegrityError, NoSourceError, StoreError
 from p2pcache.store.base import FileStamp
 from p2pcache.store.partial import FilePartial
+from p2pcache.transfer.peer import thread_buffer
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +122,7 @@ class BlobFetch:
         found = opened.snapshot()
         self._partial = opened
         self.state.have, self.state.sources = found.have, found.sources
+        self.state.unchecked = found.have.copy()
         self.state.bytes_from["disk"] = self.state.held_bytes
         self._dispatcher = Dispatcher(
             self._context, self._swarm, self.state, opened, self.note_change
@@ -138,7 +141,10 @@ class BlobFetch:
             StoreError: The disk failed or is full.
         """
         assert self._dispatcher is not None, "open() comes first"
-        flusher = asyncio.create_task(self._flush_regularly())
+        helpers = [
+            asyncio.create_task(self._flush_regularly()),
+            asyncio.create_task(self._check_earlier_chunks()),
+        ]
         if self.state.order.is_public:
             self._swarm.register(self.blob, self.report, self._wake.set)
         try:
@@ -149,14 +155,15 @@ class BlobFetch:
             self.note_change()
             return await self._fill_and_publish(self._dispatcher)
         finally:
-            flusher.cancel()
             self._swarm.unregister(self.blob)
-            await see_through(self._wind_up(self._dispatcher, flusher))
+            await see_through(self._wind_up(self._dispatcher, helpers))
 
-    async def _wind_up(self, dispatcher: Dispatcher, flusher: asyncio.Task[None]) -> None:
+    async def _wind_up(self, dispatcher: Dispatcher, helpers: list[asyncio.Task[None]]) -> None:
         """Return once no thread writes any more, and what was written is durable."""
         await dispatcher.stop()
-        await asyncio.gather(flusher, return_exceptions=True)
+        for helper in helpers:
+            helper.cancel()
+        await asyncio.gather(*helpers, return_exceptions=True)
         self._swarm.note_change()
         self.note_change()
         await self._context.in_bulk(self._flush_quietly)
@@ -165,7 +172,7 @@ class BlobFetch:
         store = self._context.store
         for attempt in range(1, PROOF_ATTEMPTS_MAX + 1):
             proving = asyncio.create_task(
-                prove(self._context, self.partial, self.state.have, self.wait_for_change)
+                prove(self._context, self.partial, self.state.is_checked, self.wait_for_change)
             )
             try:
                 await self._fill(dispatcher)
@@ -183,9 +190,37 @@ class BlobFetch:
             await self._drop_doubtful(dispatcher, table, attempt)
         raise AssertionError("the last attempt proves or raises")
 
+    async def _check_earlier_chunks(self) -> None:
+        """Hash what an earlier run left: a disk may have changed it, and readers wait for it."""
+        state = self.state
+        table = self.partial.snapshot().table
+        for index in list(state.unchecked):
+            expected = table.find(index)
+            try:
+                is_right = await self._context.in_bulk(_is_right, self.partial, index, expected)
+            except StoreError as error:
+                state.failure = error
+                self.note_change()
+                return
+            if not is_right:
+                log.warning("chunk %d of %s changed on this disk; fetched again", index, self.blob)
+                self._context.blame.faults.append(
+                    self._context.make_fault(
+                        self._context.settings.peer_id,
+                        self._context.settings.name,
+                        "damaged here",
+                        f"Chunk {index} of {state.order.location.what} changed on this disk while "
+                        "it was being fetched; it is fetched again.",
+                    )
+                )
+                state.forget(index)
+                await self._context.in_bulk(self.partial.forget, [index])
+            state.unchecked.discard(index)
+            self.note_change()
+
     async def _fill(self, dispatcher: Dispatcher) -> None:
         """Plan and send until every chunk is here."""
-        while not self.state.have.is_full():
+        while self.state.unchecked or not self.state.have.is_full():
             self._wake.clear()
             dispatcher.send_planned()
             self._check_hope(dispatcher)
@@ -228,6 +263,9 @@ class BlobFetch:
     async def _drop_doubtful(self, dispatcher: Dispatcher, table: ChunkTable, attempt: int) -> None:
         """The whole did not match: keep what the hub sent, fetch the rest from somebody else."""
         state = self.state
+        if state.was_read:
+            now_s = self._context.clock.monotonic_s()
+            self._context.taints.note(self.blob, now_s=now_s)
         doubtful = [i for i in state.have if state.sources.get(i) != UPSTREAM]
         senders = {state.sources[i] for i in doubtful}
         log.warning("%s does not match its digest; from peers: %s", self.blob, senders or "none")
@@ -279,3 +317,9 @@ class BlobFetch:
         """Close the partial file."""
         if self._partial is not None:
             self._partial.close()
+
+
+def _is_right(partial: FilePartial, chunk_index: int, expected: ChunkDigest | None) -> bool:
+    view = thread_buffer()[: partial.layout.length_of(chunk_index)]
+    partial.read_into(partial.layout.offset_of(chunk_index), view)
+    return digest_of(view) == expected

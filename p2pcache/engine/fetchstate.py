@@ -56,6 +56,8 @@ class FetchState:
     have: Bitfield
     inflight: Bitfield
     intent: Bitfield
+    # Chunks of an earlier run that were not hashed again yet: held, but given to nobody.
+    unchecked: Bitfield
     # Whom each chunk in flight was asked of: one source, or two for a starving reader.
     asked: dict[int, set[str]] = field(default_factory=dict)
     sources: dict[int, str] = field(default_factory=dict)
@@ -76,13 +78,15 @@ class FetchState:
     failure: P2PCacheError | None = None
     # How often the whole turned out wrong: what was read before is worth nothing then.
     proof_failures: int = 0
+    # Whether a reader was given bytes before the proof.
+    was_read: bool = False
     is_published: bool = False
 
     @classmethod
     def of(cls, order: FetchOrder) -> FetchState:
         """Return the state of a fetch that has nothing yet."""
         count = order.layout.chunk_count
-        return cls(order, Bitfield(count), Bitfield(count), Bitfield(count))
+        return cls(order, Bitfield(count), Bitfield(count), Bitfield(count), Bitfield(count))
 
     @property
     def missing(self) -> Bitfield:
@@ -98,8 +102,14 @@ class FetchState:
         full = layout.length_of(0)
         return len(self.have) * full - (full - layout.length_of(last) if last in self.have else 0)
 
+    def is_checked(self, chunk_index: int) -> bool:
+        """Return whether a chunk is here, and hashed since this daemon started."""
+        return chunk_index in self.have and chunk_index not in self.unchecked
+
     def is_trusted(self, chunk_index: int) -> bool:
         """Return whether a chunk that is here may be read before the whole blob is proven."""
+        if chunk_index in self.unchecked:
+            return False
         if self.order.trusts_peers:
             return True
         return self.order.trusts_upstream and self.sources.get(chunk_index) == UPSTREAM
@@ -111,7 +121,7 @@ class FetchState:
         A chunk of unknown worth is not passed on: the blame would fall on us.
         """
         if self.order.trusts_peers:
-            return self.have.copy()
+            return self.have - self.unchecked
         return Bitfield.of(self.have.length, filter(self.is_trusted, self.have))
 
     def report(self, *, can_fetch_upstream: bool) -> SwarmEntry | None:
@@ -173,6 +183,7 @@ class FetchState:
             kind = "disk"  # an earlier run brought it
         self.bytes_from[kind] -= length
         self.have.discard(chunk_index)
+        self.unchecked.discard(chunk_index)
 
     def find_starving(self, *, now_s: float) -> list[int]:
         """Return the chunks that a reader has waited for too long."""

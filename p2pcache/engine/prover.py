@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.layout import CHUNK_SIZE_BYTES
 from p2pcache.core.verify import BlobProof
 from p2pcache.engine.context import Context
@@ -25,7 +24,7 @@ STEP_CHUNKS_MAX = 16
 async def prove(
     context: Context,
     partial: FilePartial,
-    have: Bitfield,
+    is_here: Callable[[int], bool],
     wait_for_change: Callable[[], Awaitable[None]],
 ) -> BlobProof:
     """
@@ -34,14 +33,14 @@ async def prove(
     Args:
         context: For a bulk thread.
         partial: The file.
-        have: The chunks that are here; the fetch goes on adding to it.
+        is_here: Says whether a chunk can be hashed now; more of them can as the fetch goes on.
         wait_for_change: Returns when a chunk arrived.
     """
     proof = BlobProof(partial.blob, partial.layout.size_bytes)
     next_chunk = 0
     while next_chunk < partial.layout.chunk_count:
         end = next_chunk
-        while end < partial.layout.chunk_count and end in have:
+        while end < partial.layout.chunk_count and is_here(end):
             if end - next_chunk >= STEP_CHUNKS_MAX:
                 break
             end += 1

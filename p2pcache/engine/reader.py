@@ -92,6 +92,8 @@ class BlobReader:
         position, end = start, start + length
         while position < end:
             limit = await self._wait_for_bytes(position, end)
+            if self._active is not None and not self._active.is_done:
+                self._active.fetch.state.was_read = True
             yield Segment(self._fd, position, limit - position)
             position = limit
 

@@ -19,6 +19,7 @@ from tests.engine.conftest import (  # noqa: F401
     hub,
     make_cache,
     make_peer,
+    one_tls_context,
     small_chunks,
 )
 from tests.engine.engine import Engine

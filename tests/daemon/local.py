@@ -9,6 +9,7 @@ Source: daemon/app.py, which serves the same applications.
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import socket
 from contextlib import AsyncExitStack
@@ -17,6 +18,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from yarl import URL
 
 from p2pcache.daemon.app import bind, make_local_app, make_peer_app, serve, show_address
 from p2pcache.daemon.management import Management
@@ -91,15 +93,17 @@ class Served:
         headers: dict[str, str] | None = None,
     ) -> Reply:
         """Send one request; a body that is not bytes is sent as JSON."""
-        from yarl import URL
-
         content = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         all_headers = dict(headers or {})
         if content is not None:
             all_headers.setdefault("Content-Type", "application/json")
         url = URL(f"http://{self.peer if peer else self.local}{path}", encoded=True)
         async with self.session.request(
-            method, url, data=content, headers=all_headers, allow_redirects=False
+            method,
+            url,
+            data=None if content is None else io.BytesIO(content),
+            headers=all_headers,
+            allow_redirects=False,
         ) as response:
             return Reply(response.status, dict(response.headers), await response.read())
 

@@ -87,9 +87,7 @@ async def test_absolute_form_is_refused(served: Served, scheme: str) -> None:
         ("", 403),
     ],
 )
-async def test_origin_of_another_page_is_refused(
-    served: Served, origin: str, status: int
-) -> None:
+async def test_origin_of_another_page_is_refused(served: Served, origin: str, status: int) -> None:
     """A script of another site may not even read."""
     headers = {"Origin": origin.format(local=served.local)}
     for path in (STATUS, "/metrics"):

@@ -31,7 +31,9 @@ def make_snapshot(paths: list[str] = PATHS) -> Snapshot:
     for size, path in enumerate(paths, 1):
         is_lfs = path.endswith((".bin", ".safetensors"))
         digest = (
-            BlobDigest("sha256", f"{size:064x}") if is_lfs else BlobDigest("gitsha1", f"{size:040x}")
+            BlobDigest("sha256", f"{size:064x}")
+            if is_lfs
+            else BlobDigest("gitsha1", f"{size:040x}")
         )
         entries.append(FileEntry(path, size, digest, OID))
     return Snapshot.of(SnapshotId(RepoId("hf", "models", "org/name"), COMMIT), entries)

@@ -160,10 +160,9 @@ def test_api_address_with_an_impossible_name_is_refused(raw_path: str) -> None:
         parse_api_address(raw_path)
 
 
-_PARTS = st.sampled_from(
-    ["org", "name", "resolve", "main", "..", ".", "", "%2e%2e", "%2F", "%00", "api", "models"]
-    + ["datasets", "tree", "revision", "a%2Fb", "%5c", "x.bin", "?", "#", "%", "%zz", "é"]
-)
+_NAMES = ["org", "name", "main", "x.bin", "é", "", "?", "#", "api", "models", "datasets"]
+_WORDS = ["resolve", "tree", "revision", "..", ".", "%2e%2e", "%2F", "%00", "a%2Fb", "%5c", "%zz"]
+_PARTS = st.sampled_from([*_NAMES, *_WORDS])
 
 
 @given(st.lists(_PARTS, max_size=10))

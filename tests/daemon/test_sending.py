@@ -53,7 +53,9 @@ class Sender:
     def __init__(self, path: Path, offset: int, length: int) -> None:
         self.path, self.offset, self.length = path, offset, length
         self.begun = asyncio.Event()
-        self.ended: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+        self.ended: asyncio.Future[BaseException | None] = (
+            asyncio.get_running_loop().create_future()
+        )
         self.waits_for: asyncio.Event | None = None
 
     async def serve(self, stack: AsyncExitStack) -> str:
@@ -140,9 +142,7 @@ async def test_reader_that_stopped_is_let_go(
     await eventually(lambda: list_open_files(tmp_path) == [], "the file is closed")
 
 
-async def test_client_that_is_gone_ends_the_sending(
-    stack: AsyncExitStack, tmp_path: Path
-) -> None:
+async def test_client_that_is_gone_ends_the_sending(stack: AsyncExitStack, tmp_path: Path) -> None:
     """A connection that breaks ends the body and closes the file."""
     path = tmp_path / "large"
     with path.open("wb") as large:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from random import Random
@@ -34,6 +35,8 @@ FILES = {
 }
 MODEL_BYTES = sum(map(len, FILES.values()))
 
+TLS = ssl.create_default_context()
+
 MakeCache = Callable[..., Awaitable[Engine]]
 MakePeer = Callable[..., Awaitable[FakePeer]]
 
@@ -42,6 +45,12 @@ MakePeer = Callable[..., Awaitable[FakePeer]]
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut blobs every 16 KiB, so that fetches of many chunks stay small."""
     monkeypatch.setattr(layout, "CHUNK_SIZE_BYTES", CHUNK_BYTES)
+
+
+@pytest.fixture(autouse=True)
+def one_tls_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read the system's certificates once, not for every engine: nothing here speaks TLS."""
+    monkeypatch.setattr("ssl.create_default_context", lambda: TLS)
 
 
 @pytest.fixture

@@ -79,9 +79,7 @@ async def test_second_job_finds_everything_on_disk(engine: Engine, hub: Hub) -> 
     assert hub.stats.body_bytes == 0
 
 
-async def test_sources_are_told_apart(
-    engine: Engine, make_peer: MakePeer, hub: Hub
-) -> None:
+async def test_sources_are_told_apart(engine: Engine, make_peer: MakePeer, hub: Hub) -> None:
     """Bytes from peers, the hub and the disk add up to the total."""
     await engine.pull(REPO, include=("config.json",))
     peer = await make_peer(WEIGHTS)
@@ -213,9 +211,7 @@ async def test_pin_is_recorded_once_the_model_is_here(engine: Engine) -> None:
     assert [(pin.revision, pin.commit) for pin in pins] == [("main", job.commit)]
 
 
-async def test_finished_jobs_are_bounded(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_finished_jobs_are_bounded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest finished jobs are forgotten, running ones never."""
     monkeypatch.setattr(downloads_module, "JOBS_KEPT_MAX", 3)
     jobs = [await engine.pull(REPO, include=("config.json",)) for _ in range(5)]

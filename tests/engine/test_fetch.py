@@ -62,6 +62,12 @@ async def fetch_weights(engine: Engine) -> None:
     await active.result()
 
 
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look at the plan often, so that a clock that is moved by hand is noticed soon."""
+    monkeypatch.setattr(fetch, "REPLAN_INTERVAL_S", 0.02)
+
+
 # --- the hub ---
 
 
@@ -177,7 +183,7 @@ async def test_wrong_total_size_is_refused(make_cache: MakeCache, hub: Hub) -> N
             location.what,
         )
 
-    engine.context.hub.locate = locate  # type: ignore[method-assign]
+    engine.context.hub.locate = locate  # type: ignore[assignment,method-assign]
     assert len(other) != entry.size_bytes
     active = await engine.cache.fetches.start(snapshot, entry, ANONYMOUS, is_public=True)
 

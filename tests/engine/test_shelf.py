@@ -254,7 +254,7 @@ async def test_second_reader_of_a_damaged_file_waits_until_its_good_chunks_are_k
     await asyncio.sleep(0.1)
     assert pulled.cache.fetches.find(BLOB) is None
     may_end.set()
-    assert await asyncio.gather(first, second) == [WEIGHTS, WEIGHTS]
+    assert set(await asyncio.gather(first, second)) == {WEIGHTS}
     assert hub.stats.body_bytes == CHUNK_BYTES
 
 

@@ -217,9 +217,7 @@ async def test_introductions_are_unable_to_outlive_their_addresses(
         assert {(p.host, p.port) for p in engine.cache.swarm.peers.values()} <= visited
 
 
-async def test_stranger_does_not_speak_for_a_peer(
-    engine: Engine, make_peer: MakePeer
-) -> None:
+async def test_stranger_does_not_speak_for_a_peer(engine: Engine, make_peer: MakePeer) -> None:
     """What another host says in a peer's name is not believed."""
     peer = await make_peer(number=3)
     await engine.meet(peer.address)

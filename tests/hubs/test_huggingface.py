@@ -185,9 +185,7 @@ async def test_locate_asks_nobody_and_hides_the_token(client: HuggingFaceHub, hu
     assert hub.stats.requests_total == 0
 
 
-async def test_forward_passes_chosen_headers_and_the_body(
-    client: HuggingFaceHub, hub: Hub
-) -> None:
+async def test_forward_passes_chosen_headers_and_the_body(client: HuggingFaceHub, hub: Hub) -> None:
     """A forwarded answer keeps status, body and the headers that clients read."""
     answer = await client.forward("GET", "/api/models/org/model/refs", b"", ANONYMOUS)
     assert answer.status == 200

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.daemons import run_p2pcache
+from tests.daemons import run_p2pcache, wait_until
 from tests.hostile import FlippingWire, LyingPeer, sha256_blob
 from tests.hub import HubProcess
 from tests.integration.conftest import MODEL, MakeDaemon, assert_same_files
@@ -53,7 +53,10 @@ def test_bit_flipped_on_the_wire_is_refused_and_named(
     first = make_daemon("a", upstream=hub.url).start()
     assert first.pull(MODEL).returncode == 0
     with FlippingWire(first.peer) as wire:
-        second = make_daemon("b", upstream=hub.url, peers=[wire.address]).start()
+        # Where the first cannot visit it: else they would meet past the wire.
+        second = make_daemon(
+            "b", upstream=hub.url, peers=[wire.address], listen="127.0.0.2:0"
+        ).start()
         result = second.pull(MODEL)
         assert result.returncode == 0, result.stderr
         assert wire.flipped > 0
@@ -161,3 +164,42 @@ def test_hub_that_sends_a_wrong_byte_is_not_believed(models: Path, make_daemon: 
         result = daemon.pull(MODEL)
     assert result.returncode == 0, result.stderr
     assert_same_files(Path(result.stdout.splitlines()[-1]), models)
+
+
+def test_partial_damaged_between_two_runs_is_found_before_a_reader_sees_it(
+    models: Path, make_daemon: MakeDaemon
+) -> None:
+    """A chunk of a killed run that the disk changed is hashed again, and fetched again, first."""
+    content = (models / MODEL / "model.safetensors").read_bytes()
+    with HubProcess(models, rate_bytes_per_s=20_000_000) as hub:
+        daemon = make_daemon("a", upstream=hub.url).start()
+        daemon.client.pull(MODEL, include=["model.safetensors"])
+        size = 4 * 1024 * 1024
+        wait_until(lambda: hub.stats()["body_bytes"] > 40_000_000, "ten chunks")
+        daemon.kill()
+        partial = next(p for p in (daemon.store / "partial").iterdir() if not p.suffix)
+        held = partial.read_bytes()
+        index = next(i for i in range(8) if held[i * size :][:size] == content[i * size :][:size])
+        with partial.open("r+b") as file:
+            file.seek(index * size)
+            file.write(bytes(size))
+        daemon.start()
+        assert read_body(daemon, f"/{MODEL}/resolve/main/model.safetensors") == content
+    assert [fault["reason"] for fault in get_faults(daemon)] == ["damaged here"]
+
+
+def test_body_that_was_refuted_cannot_be_resumed(models: Path, make_daemon: MakeDaemon) -> None:
+    """After wrong bytes went out, the rest is refused: a client would join it to what it has."""
+    path = f"/{MODEL}/resolve/main/model.safetensors"
+    content = (models / MODEL / "model.safetensors").read_bytes()
+    with HubProcess(models, rate_bytes_per_s=60_000_000) as hub:
+        hub.faults(flips={f"{MODEL}/model.safetensors": 1_000_000})
+        daemon = make_daemon("a", upstream=hub.url).start()
+        assert len(read_body(daemon, path)) < len(content)
+        hub.faults()
+        connection = http.client.HTTPConnection(daemon.local.removeprefix("http://"), timeout=60)
+        connection.request("GET", path, headers={"Range": "bytes=20971520-"})
+        answer = connection.getresponse()
+        assert answer.status == 503, answer.read()
+        connection.close()
+        assert read_body(daemon, path) == content
