@@ -104,6 +104,10 @@ class Client:
         """
         self._store = find_named_store(store)
         self._host, self._port = find_endpoint(local, store)
+        # Whose token may be shown when reading: only that of a store whose daemon is asked for
+        # certain, since it was named or its word led here.
+        was_led = local is None and not os.environ.get("P2PCACHE_LOCAL", "").strip()
+        self._token_store = self._store or (default_store() if was_led else None)
         self._timeout_s = timeout_s
         shown_host = f"[{self._host}]" if ":" in self._host else self._host
         # As HF_ENDPOINT takes it.
@@ -226,7 +230,16 @@ class Client:
         return self._change("DELETE", "/pins", _body_of(ref, None))
 
     def _get(self, path: str) -> Json:
-        return self._request("GET", path, None, {})
+        token = self._find_admin_token()
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        return self._request("GET", path, None, headers)
+
+    def _find_admin_token(self) -> str | None:
+        """Return the daemon's token if it can be read: its holder is shown what is private."""
+        if self._token_store is None:
+            return None
+        text = _try_read(self._token_store / TOKEN_NAME).strip()
+        return text if _ADMIN_TOKEN.fullmatch(text) else None
 
     def _change(self, method: str, path: str, body: Json | None = None) -> Json:
         headers = {"Authorization": f"Bearer {self._load_admin_token()}", "X-P2PCache": "1"}

@@ -222,11 +222,11 @@ def test_change_with_token_of_other_store_says_what_to_name(
         client.pin("org/name")
 
 
-def test_reading_carries_no_token(client: Client, daemon: FakeDaemon) -> None:
-    """Reading needs none, so none is shown."""
+def test_reading_carries_the_token_of_the_named_store(client: Client, daemon: FakeDaemon) -> None:
+    """Its holder is shown what is not public, too."""
     daemon.say("GET", "/storage", {"blobs": 1})
     assert client.storage() == {"blobs": 1}
-    assert "Authorization" not in daemon.requests[0].headers
+    assert daemon.requests[0].headers["Authorization"].startswith("Bearer ")
 
 
 def test_pull_sends_what_was_given_alone(client: Client, daemon: FakeDaemon) -> None:

@@ -27,6 +27,8 @@ PROTOCOL_VERSION = 1
 ENTRIES_PER_EXCHANGE_MAX = 10_000
 # 64 MiB: a listing of 100,000 files, or bitfields of 10,000 large blobs.
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
+# What a stranger may make us hold for one request: 10,000 entries of small blobs fit.
+EXCHANGE_BYTES_MAX = 8 * 1024 * 1024
 NAME_CHARS_MAX = 64
 _PEER_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _PEER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from p2pcache.config import DaemonConfig
-from p2pcache.core.messages import MESSAGE_BYTES_MAX
+from p2pcache.core.messages import EXCHANGE_BYTES_MAX
 from p2pcache.daemon.answers import answer_errors
 from p2pcache.daemon.assembly import open_cache
 from p2pcache.daemon.guard import Guard
@@ -150,7 +150,7 @@ async def serve(app: web.Application, listener: socket.socket, stack: AsyncExitS
 def make_peer_app(cache: Cache) -> web.Application:
     """Return the peer endpoint."""
     app = web.Application(
-        middlewares=[answer_errors, check_private], client_max_size=MESSAGE_BYTES_MAX
+        middlewares=[answer_errors, check_private], client_max_size=EXCHANGE_BYTES_MAX
     )
     PeerApi(cache).add_routes(app)
     return app
@@ -168,7 +168,7 @@ def make_local_app(
         middlewares=[answer_errors, guard.check, metrics.count, metrics.time_residency],
         client_max_size=BODY_BYTES_MAX,
     )
-    management = Management(cache, downloads)
+    management = Management(cache, downloads, guard)
     management.add_routes(app)
     app.router.add_get("/metrics", metrics.show)
     app.router.add_get("/healthz", answer_alive)

@@ -43,6 +43,13 @@ class Guard:
             return answer_error(error)
         return await handler(request)
 
+    def is_admin(self, request: web.Request) -> bool:
+        """Return whether a request shows the admin token."""
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        return scheme == "Bearer" and hmac.compare_digest(
+            token.encode("utf-8", "surrogateescape"), self._admin_token.encode()
+        )
+
     def _check_origin(self, request: web.Request) -> None:
         hosts = request.headers.getall("Host", [])
         if not request.raw_path.startswith("/") or len(hosts) != 1:
@@ -61,11 +68,7 @@ class Guard:
         is_management = request.path.startswith(MANAGEMENT_PREFIX) or request.path == DOWNLOAD_ALIAS
         if not is_management or request.method in _READING:
             return
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        is_right = scheme == "Bearer" and hmac.compare_digest(
-            token.encode(), self._admin_token.encode()
-        )
-        if not is_right:
+        if not self.is_admin(request):
             raise MissingTokenError(
                 "Changes need 'Authorization: Bearer' with the token in STORE/admin-token."
             )

@@ -230,7 +230,7 @@ class HuggingFaceGateway:
         except SourceError:
             if address.action != "refs":
                 raise
-            refs = await self._cache.librarian.list_branches(address.reference.repo)
+            refs = await self._cache.librarian.list_public_branches(address.reference.repo)
             if not refs:
                 raise
             branches = [

@@ -2,7 +2,8 @@
 Owns the management API of the local endpoint: downloads, residency, models, peers, pins.
 
 Knows nothing of how the engine works; asks it and writes JSON.
-Invariants: what is not proven public is not shown; field names are the contract's.
+Invariants: what is not proven public is shown to the admin token's holder alone; field names are
+the contract's.
 Source: docs/reference/http-api.md; design.md §8.
 """
 
@@ -19,11 +20,11 @@ from p2pcache.core.credentials import Credentials
 from p2pcache.core.peers import Fault
 from p2pcache.core.refs import ModelReference
 from p2pcache.core.residency import State
-from p2pcache.daemon.guard import DOWNLOAD_ALIAS, MANAGEMENT_PREFIX
+from p2pcache.daemon.guard import DOWNLOAD_ALIAS, MANAGEMENT_PREFIX, Guard
 from p2pcache.engine.cache import Cache
 from p2pcache.engine.downloads import Downloads, Job, JobOrder
 from p2pcache.errors import InputError, NotFoundError
-from p2pcache.store.catalogue import RefRow
+from p2pcache.store.catalogue import RefRow, SnapshotRow
 
 # Patterns in one request; a pattern is a file name at the longest.
 PATTERNS_MAX = 1000
@@ -32,7 +33,8 @@ PATTERNS_MAX = 1000
 class Management:
     """The handlers of the management API."""
 
-    def __init__(self, cache: Cache, downloads: Downloads) -> None:
+    def __init__(self, cache: Cache, downloads: Downloads, guard: Guard) -> None:
+        self._guard = guard
         self._cache = cache
         self._downloads = downloads
         self._started_s = cache.context.clock.monotonic_s()
@@ -81,7 +83,9 @@ class Management:
 
     async def list_downloads(self, request: web.Request) -> web.Response:
         """List the jobs, oldest first."""
-        jobs = [self._describe_job(job) for job in self._downloads.list_all()]
+        is_admin = self._guard.is_admin(request)
+        shown = [job for job in self._downloads.list_all() if job.is_public or is_admin]
+        jobs = [self._describe_job(job) for job in shown]
         return web.json_response({"downloads": jobs})
 
     async def get_download(self, request: web.Request) -> web.Response:
@@ -126,6 +130,8 @@ class Management:
                 raise InputError(f"{name!r} is not built in this release; leave it out.")
         reference = ModelReference.parse(unquote(request.match_info["reference"]))
         row = await self._cache.librarian.find_cached(reference)
+        if row is not None and not self._may_show(request, row):
+            row = None
         free = shutil.disk_usage(self._cache.context.settings.store).free
         answer: dict[str, object] = {
             "model": str(reference.repo),
@@ -166,7 +172,7 @@ class Management:
             row = await self._cache.librarian.find_cached(
                 ModelReference(snapshot_id.repo, snapshot_id.commit)
             )
-            if row is None:
+            if row is None or not self._may_show(request, row):
                 continue
             measured = await self._cache.measure(list(row.snapshot.files))
             if measured.state is State.ABSENT:
@@ -254,12 +260,21 @@ class Management:
 
     # --- pins ---
 
+    def _may_show(self, request: web.Request, row: SnapshotRow) -> bool:
+        """Return whether a caller may know of a snapshot: a public one, or the admin."""
+        return row.public_wall_s is not None or self._guard.is_admin(request)
+
     async def _pins(self) -> list[RefRow]:
         return await self._cache.context.index.call(lambda index: index.catalogue.list_pins())
 
     async def list_pins(self, request: web.Request) -> web.Response:
         """List what is protected."""
-        return web.json_response({"pins": [describe_pin(pin) for pin in await self._pins()]})
+        shown = []
+        for pin in await self._pins():
+            row = await self._cache.librarian.find_cached(ModelReference(pin.repo, pin.commit))
+            if row is None or self._may_show(request, row):
+                shown.append(describe_pin(pin))
+        return web.json_response({"pins": shown})
 
     async def pin(self, request: web.Request) -> web.Response:
         """Protect a snapshot that is here."""

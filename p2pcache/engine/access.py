@@ -14,6 +14,7 @@ import hashlib
 import hmac
 import secrets
 from collections import OrderedDict
+from collections.abc import Callable
 
 from p2pcache.core.credentials import ANONYMOUS, Credentials
 from p2pcache.core.refs import SnapshotId
@@ -37,6 +38,8 @@ class Access:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        # Told of every snapshot that the hub refuses to an anonymous caller.
+        self.on_revoked: Callable[[Snapshot], None] = lambda snapshot: None
         self._key = secrets.token_bytes(32)
         self._grants: OrderedDict[tuple[bytes, SnapshotId], float] = OrderedDict()
         self._proofs = SingleFlight()
@@ -72,6 +75,7 @@ class Access:
             return age_s is not None
         except (UpstreamAuthError, NotFoundError):
             await self.revoke(snapshot.id)
+            self.on_revoked(snapshot)
             return False
         await self.note_public(snapshot.id)
         return True

@@ -69,6 +69,7 @@ class Cache:
         self.access = Access(context)
         self.librarian = Librarian(context, self.swarm, self.access)
         self.fetches = Fetches(context, self.swarm, self.shelf)
+        self.access.on_revoked = self.fetches.hide
 
     async def open_file(
         self, reference: ModelReference, path: str, credentials: Credentials
@@ -156,7 +157,11 @@ class Cache:
         """Link proven files into the tree that workers read without asking anybody."""
         snapshot, tree = resolved.snapshot, self.context.tree
 
+        row = await self.librarian.find_cached(ModelReference(snapshot.id.repo, snapshot.id.commit))
+        is_public = row is not None and row.public_wall_s is not None
+
         def publish() -> None:
+            tree.open_repo(snapshot.id.repo, is_public=is_public)
             tree.publish_tree(snapshot)
             for entry in entries:
                 path = self.context.store.path_of(entry.digest)

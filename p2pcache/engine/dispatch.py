@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 PEER_PAUSE_S = 3.0
 # A peer that is busy, or whose chunks are still on their way to it.
 REFUSED_PAUSE_S = 1.0
+# After so many refusals without a chunk in between, a peer's word on a chunk is not believed.
+REFUSALS_IN_A_ROW_MAX = 3
 # A hub that asks to slow down without saying how long.
 RATE_LIMIT_PAUSE_S = 5.0
 
@@ -188,6 +190,7 @@ class Dispatcher:
             self._state.patience.note_good()
         else:
             self._context.blame.note_good(run.source_id)
+            self._state.refusals[run.source_id] = 0
 
     def _judge_fault(self, run: RunRequest, peer: Peer | None, error: P2PCacheError) -> None:
         now_s = self._context.clock.monotonic_s()
@@ -202,6 +205,10 @@ class Dispatcher:
             return
         if isinstance(error, PeerRefusedError):
             self._state.paused_until_s[peer.peer_id] = now_s + REFUSED_PAUSE_S
+            self._state.refusals[peer.peer_id] += 1
+            if self._state.refusals[peer.peer_id] >= REFUSALS_IN_A_ROW_MAX:
+                for index in run.chunk_indexes:
+                    self._state.refuse(peer.peer_id, index)
         elif isinstance(error, PeerDamagedError):
             self._context.chunks_rejected["peer", "damaged copy"] += 1
             for index in run.chunk_indexes:

@@ -21,6 +21,7 @@ from p2pcache.core.digest import BlobDigest
 from p2pcache.core.refs import ModelReference
 from p2pcache.core.snapshot import FileEntry, order_for_fetching
 from p2pcache.engine.cache import Cache
+from p2pcache.engine.fetches import ActiveFetch
 from p2pcache.engine.librarian import Resolved
 from p2pcache.errors import InputError, JobNotFoundError, P2PCacheError
 from p2pcache.store.catalogue import RefRow
@@ -70,10 +71,11 @@ class Job:
     commit: str | None = None
     path: str | None = None
     bytes_total: int = 0
+    is_public: bool = False
     error: P2PCacheError | None = None
     task: asyncio.Task[None] | None = None
     finished_from: Counter[str] = field(default_factory=Counter)
-    running: set[BlobDigest] = field(default_factory=set)
+    running: dict[BlobDigest, ActiveFetch] = field(default_factory=dict)
     samples: list[tuple[float, int]] = field(default_factory=list)
 
 
@@ -133,10 +135,9 @@ class Downloads:
     def count_bytes(self, job: Job) -> Counter[str]:
         """Return the bytes that are here so far, by where they came from."""
         total = job.finished_from.copy()
-        for digest in job.running:
-            active = self._cache.fetches.find(digest)
-            if active is not None:
-                total += active.fetch.state.bytes_from
+        # Not looked up by digest: one that has just ended counts until the job takes it over.
+        for active in job.running.values():
+            total += active.fetch.state.bytes_from
         return total
 
     def measure_rate(self, job: Job) -> float:
@@ -159,6 +160,7 @@ class Downloads:
             snapshot = resolved.snapshot
             job.commit = snapshot.id.commit
             is_public = await self._cache.access.check_may_read(snapshot, credentials)
+            job.is_public = is_public
             chosen = snapshot.select(job.order.include, job.order.exclude)
             if not chosen and snapshot.files:
                 raise InputError(
@@ -230,14 +232,14 @@ class Downloads:
         if landing.active is None:
             job.finished_from["disk"] += entry.size_bytes
             return
-        job.running.add(entry.digest)
+        job.running[entry.digest] = landing.active
         landing.active.job_count += 1
         try:
             await landing.active.result()
         finally:
-            job.running.discard(entry.digest)
+            del job.running[entry.digest]
+            job.finished_from += landing.active.fetch.state.bytes_from
             landing.active.leave()
-        job.finished_from += landing.active.fetch.state.bytes_from
 
     async def _pin(self, resolved: Resolved) -> None:
         wall_s = self._cache.context.clock.wall_s()

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from p2pcache.clock import Clock
-from p2pcache.core.credentials import Credentials
+from p2pcache.core.credentials import ANONYMOUS, Credentials
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.snapshot import FileEntry, Snapshot
 from p2pcache.engine.context import Context
@@ -169,10 +169,13 @@ class Fetches:
     def _begin(
         self, snapshot: Snapshot, entry: FileEntry, credentials: Credentials, *, is_public: bool
     ) -> ActiveFetch:
+        # What anybody may have is asked for as anybody: a caller whose token has expired must not
+        # fail the others who join.
+        asker = ANONYMOUS if is_public else credentials
         order = FetchOrder(
             entry.digest,
             entry.layout,
-            self._context.hub.locate(snapshot.id, entry, credentials),
+            self._context.hub.locate(snapshot.id, entry, asker),
             is_public,
             trusts_peers=self._context.settings.trust_peers,
             trusts_upstream=self._context.upstream_is_trusted,
@@ -194,6 +197,14 @@ class Fetches:
         finally:
             self._active.pop(fetch.blob, None)
             fetch.close()
+
+    def hide(self, snapshot: Snapshot) -> None:
+        """Stop sharing what is being fetched of a snapshot that turned out not to be public."""
+        for entry in snapshot.files:
+            active = self._active.get(entry.digest)
+            if active is not None:
+                state = active.fetch.state
+                state.order = replace(state.order, is_public=False)
 
     def open_run(self, blob: BlobDigest, first: int, last: int) -> ChunkRun | None:
         """

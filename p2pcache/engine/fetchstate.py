@@ -70,6 +70,7 @@ class FetchState:
     upstream_received: int = 0
     patience: Patience = field(default_factory=Patience)
     refused: dict[str, Bitfield] = field(default_factory=dict)
+    refusals: Counter[str] = field(default_factory=Counter)
     paused_until_s: dict[str, float] = field(default_factory=dict)
     suspects: dict[int, Suspect] = field(default_factory=dict)
     excluded: set[str] = field(default_factory=set)

@@ -108,6 +108,15 @@ class Librarian:
         rows = await self._context.index.call(lambda index: index.catalogue.list_refs(repo))
         return [(row.revision, row.commit) for row in rows]
 
+    async def list_public_branches(self, repo: RepoId) -> list[tuple[str, str]]:
+        """Return those of list_branches() whose commit the hub gave to an anonymous caller."""
+        public = []
+        for name, commit in await self.list_branches(repo):
+            row = await self._find_snapshot(SnapshotId(repo, commit))
+            if row is not None and row.public_wall_s is not None:
+                public.append((name, commit))
+        return public
+
     async def close(self) -> None:
         """Stop asking."""
         await self._flights.close()

@@ -241,7 +241,11 @@ def _hash_file(found: BlobFile, blob: BlobDigest) -> tuple[ChunkTable, bool]:
     table, proof = ChunkTable(blob, layout), BlobProof(blob, layout.size_bytes)
     for index in range(layout.chunk_count):
         view = thread_buffer()[: layout.length_of(index)]
-        if os.preadv(found.fd, [view], layout.offset_of(index)) != len(view):
+        try:
+            count = os.preadv(found.fd, [view], layout.offset_of(index))
+        except OSError:
+            return table, False  # a disk that cannot read it has damaged it
+        if count != len(view):
             return table, False
         table.set(index, digest_of(view))
         proof.update(view)
@@ -251,7 +255,10 @@ def _hash_file(found: BlobFile, blob: BlobDigest) -> tuple[ChunkTable, bool]:
 def _check_run(run: ChunkRun, layout: Layout, first: int, blob: BlobDigest) -> None:
     for index, digest in enumerate(run.digests, first):
         view = thread_buffer()[: layout.length_of(index)]
-        count = os.preadv(run.fd, [view], layout.offset_of(index))
+        try:
+            count = os.preadv(run.fd, [view], layout.offset_of(index))
+        except OSError:
+            count = -1  # a disk that cannot read it has damaged it
         if count != len(view) or digest_of(view) != digest:
             raise BlobCorruptError(
                 f"Chunk {index} of {blob} changed on this disk; ask another peer.", path=str(blob)

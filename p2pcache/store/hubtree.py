@@ -41,6 +41,18 @@ class HubTree:
         """Return the folder that a loader opens."""
         return self.repo_path(snapshot_id.repo) / "snapshots" / snapshot_id.commit
 
+    def open_repo(self, repo: RepoId, *, is_public: bool) -> None:
+        """
+        Make the folder of a repository; one that is not public is for the daemon's user alone.
+
+        Raises:
+            StoreError: The disk failed or is full.
+        """
+        path = self.repo_path(repo)
+        with self._lock, _translating_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            path.chmod(0o755 if is_public else 0o700)
+
     def publish_tree(self, snapshot: Snapshot) -> None:
         """
         Write the listing that tells an offline client which files make the commit whole.

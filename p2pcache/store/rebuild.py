@@ -77,8 +77,9 @@ def _rebuild_catalogue(tree: HubTree, index: Index, *, wall_s: float) -> None:
         index.catalogue.put_snapshot(snapshot, is_confirmed=False, about=None, wall_s=wall_s)
         rows = [index.blobs.find(entry.digest) for entry in entries]
         held = [row for row in rows if row is not None]
-        if held and all(row.is_public for row in held):
-            # Long expired: asked of the hub again when it answers, believed while it does not.
+        if held and len(held) == len(entries) and all(row.is_public for row in held):
+            # Every file is here and public by itself; one shared file would prove nothing. Long
+            # expired: asked of the hub again when it answers, believed while it does not.
             index.catalogue.set_public(snapshot_id, 0.0)
         for revision, target in tree.iter_refs(repo):
             with contextlib.suppress(InputError):

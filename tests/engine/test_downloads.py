@@ -156,8 +156,10 @@ async def test_cancel_stops_the_fetch_and_keeps_its_chunks(engine: Engine, hub: 
     hub.set_faults(hang_after_bytes=2 * CHUNK_BYTES, paths=KEY)
     job = start(engine)
     await eventually(lambda: sum_bytes(engine, job) > 7 * CHUNK_BYTES, "some chunks")
+    before = sum_bytes(engine, job)
     await engine.downloads.cancel(job.id)
     assert (job.state, job.error) == (JobState.CANCELLED, None)
+    assert sum_bytes(engine, job) >= before
     hub.set_faults()
     again = await engine.pull(REPO)
     assert again.state is JobState.DONE

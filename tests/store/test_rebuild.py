@@ -161,11 +161,10 @@ def test_recover_record_without_file_goes(world: World) -> None:
 
 
 def test_recover_lost_index_learns_blobs_snapshots_and_refs(world: World) -> None:
-    """What the hub tree says is known again, unconfirmed, and public as its files were."""
+    """What the hub tree says is known again, unconfirmed, and public as all its files were."""
     for sample in (FIRST, SECOND):
         publish(world, sample)
-    small = FileEntry("small.txt", 3, BlobDigest("gitsha1", "12" * 20), "12" * 20)
-    snapshot = Snapshot.of(ID, [*SNAPSHOT.files, small])
+    snapshot = SNAPSHOT
     world.tree.publish_tree(snapshot)
     world.tree.publish_ref(REPO, "main", COMMIT)
     world.tree.publish_ref(REPO, "refs/pr/1", COMMIT)
@@ -178,6 +177,18 @@ def test_recover_lost_index_learns_blobs_snapshots_and_refs(world: World) -> Non
     assert (row.is_confirmed, row.about, row.public_wall_s) == (False, None, 0.0)
     assert world.index.catalogue.find_ref(REPO, "main") == RefRow(REPO, "main", COMMIT, 0.0)
     assert world.index.catalogue.find_ref(REPO, "refs/pr/1") is not None
+
+
+def test_recover_lost_index_takes_no_part_for_the_whole(world: World) -> None:
+    """One public file, which another repository may share, does not make a snapshot public."""
+    publish(world, FIRST)
+    small = FileEntry("small.txt", 3, BlobDigest("gitsha1", "12" * 20), "12" * 20)
+    world.tree.publish_tree(Snapshot.of(ID, [*SNAPSHOT.files, small]))
+    world.restart_without_index()
+    world.recover()
+    row = world.index.catalogue.find_snapshot(ID)
+    assert row is not None
+    assert row.public_wall_s is None
 
 
 @pytest.mark.parametrize("publics", [(True, False), (False, False), ()])
