@@ -232,6 +232,7 @@ async def test_residency_of_something_unknown_is_absent(served: Served, hub: Hub
 async def test_residency_follows_a_model_on_its_way(served: Served, hub: Hub) -> None:
     """Absent, partial, resident: bytes here and missing always make the total."""
     snapshot, _ = await served.engine.find(REPO, "config.json")
+    assert await served.engine.cache.access.is_public(snapshot)
     path = f"{BASE}/residency/{REPO}"
     absent = (await served.ask(path)).json
     assert (absent["state"], absent["bytes_missing"]) == ("absent", MODEL_BYTES)

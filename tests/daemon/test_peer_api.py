@@ -85,7 +85,7 @@ async def test_exchange_that_is_too_large_is_refused(
     engine: Engine, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Too many entries are 400, too many bytes 413; nobody is met by either."""
-    monkeypatch.setattr(app, "MESSAGE_BYTES_MAX", 10_000_000)
+    monkeypatch.setattr(app, "EXCHANGE_BYTES_MAX", 10_000_000)
     served = await serve(engine)
     message = make_exchange().to_json()
     message["blobs"] = [7] * 10_001

@@ -197,6 +197,12 @@ def test_restricted_content_is_not_shared_with_peers(
 ) -> None:
     """A gated blob is readable by the daemon's user alone, and peers are told nothing of it."""
     assert daemon.pull(GATED, "--token", TOKEN).returncode == 0
+    assert [model["model"] for model in daemon.client.models()["models"]] == [GATED]
+    for open_path in ("models", "downloads", f"residency/{GATED}"):
+        _, _, shown = ask(daemon, f"/_p2pcache/v1/{open_path}")
+        assert b"resident" not in shown, open_path
+        assert open_path.startswith("residency") or GATED.encode() not in shown
+    assert (daemon.store / "hub" / "models--org--gated").stat().st_mode & 0o777 == 0o700
     digest = hashlib.sha256(WEIGHTS).hexdigest()
     blob = daemon.store / "blobs" / "sha256" / digest[:2] / digest
     assert blob.stat().st_mode & 0o777 == 0o400
