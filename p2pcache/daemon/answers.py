@@ -17,6 +17,7 @@ from aiohttp import web
 from p2pcache.errors import (
     ChunkNotYetError,
     DaemonBusyError,
+    InputError,
     P2PCacheError,
     UpstreamRateLimitedError,
 )
@@ -61,6 +62,8 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     except P2PCacheError as error:
         _check_not_begun(request, error)
         return answer_error(error)
+    except web.RequestPayloadError:
+        return answer_error(InputError("The body cannot be read; send it plain, as JSON."))
     except web.HTTPException as error:
         if error.status < 400:
             raise

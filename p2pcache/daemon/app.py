@@ -10,8 +10,10 @@ Source: design.md §8 (command line).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Callable
@@ -67,6 +69,8 @@ async def run_daemon(config: DaemonConfig, announce: Callable[[Ready], None]) ->
         ConfigError: A port is taken, or a setting cannot work.
         StoreError: The store is locked, full or of a later release.
     """
+    raise_open_files_limit()
+    logging.getLogger("aiohttp.server").addFilter(drop_traceback)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -96,6 +100,20 @@ async def run_daemon(config: DaemonConfig, announce: Callable[[Ready], None]) ->
         announce(ready)
         await stop.wait()
         log.info("stopping")
+
+
+def raise_open_files_limit() -> None:
+    """Allow ourselves as many open files as the system does: each reader takes two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def drop_traceback(record: logging.LogRecord) -> bool:
+    """Log a request that is no HTTP in one line: anybody who can connect can send some."""
+    record.exc_info = None
+    return True
 
 
 def bind(address: tuple[str, int], flag: str) -> socket.socket:

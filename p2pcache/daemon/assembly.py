@@ -108,6 +108,7 @@ async def open_cache(config: DaemonConfig, stack: AsyncExitStack) -> Cache:
         random=SystemRandom(),
     )
     stack.callback(context.close_threads)
+    await context.taints.load()
     cache = Cache(context)
     stack.push_async_callback(cache.close)
     return cache

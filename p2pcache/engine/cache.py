@@ -32,6 +32,7 @@ from p2pcache.engine.swarm import Swarm
 from p2pcache.errors import (
     BlobNotFoundError,
     DaemonBusyError,
+    IntegrityError,
     InvalidRangeError,
     OtherLayoutError,
     StoreError,
@@ -112,7 +113,7 @@ class Cache:
         Raises:
             DaemonBusyError: A reader of this blob was given bytes that the proof then refuted.
         """
-        if self.context.taints.has(entry.digest, now_s=self.context.clock.monotonic_s()):
+        if self.context.taints.has(entry.digest):
             raise DaemonBusyError(
                 f"{entry.path}: wrong bytes of it were sent a short while ago and the body was "
                 "broken off; ask for the file from its first byte, not for the rest."
@@ -131,12 +132,16 @@ class Cache:
             found = await self.shelf.open_proven(entry.digest)
             if found is not None:
                 try:
+                    check_size(snapshot, entry, found.stamp.size_bytes)
                     if is_public:
                         await self.shelf.note_public(entry.digest)
                 except BaseException:
                     os.close(found.fd)
                     raise
                 return Landing(entry, found.fd, None)
+            active = self.fetches.find(entry.digest)
+            if active is not None:
+                check_size(snapshot, entry, active.fetch.layout.size_bytes)
             active = await self.fetches.start(snapshot, entry, credentials, is_public=is_public)
             if not active.is_done:
                 return Landing(entry, os.dup(active.fetch.partial.fd), active)
@@ -295,3 +300,17 @@ class Cache:
         await self.librarian.close()
         await self.access.close()
         await self.shelf.close()
+
+
+def check_size(snapshot: Snapshot, entry: FileEntry, size_bytes: int) -> None:
+    """
+    Insist that a listing gives a blob the size that it has.
+
+    Raises:
+        IntegrityError: It gives another; a client would get part of the file, or wait for more.
+    """
+    if entry.size_bytes != size_bytes:
+        raise IntegrityError(
+            f"{snapshot.id} says that {entry.path} has {entry.size_bytes:,} bytes, but "
+            f"{entry.digest} has {size_bytes:,}; tell the owner of the repository."
+        )

@@ -68,7 +68,7 @@ class Context:
     limits: PlannerLimits = field(default_factory=PlannerLimits)
     blame: BlameBook = field(default_factory=BlameBook)
     budget: UpstreamBudget = field(default_factory=UpstreamBudget)
-    taints: Taints = field(default_factory=Taints)
+    taints: Taints = field(init=False)
     bytes_counted: Counter[tuple[str, str]] = field(default_factory=Counter)
     chunks_rejected: Counter[tuple[str, str]] = field(default_factory=Counter)
     bulk: ThreadPoolExecutor = field(
@@ -82,6 +82,9 @@ class Context:
             UPSTREAM_REQUESTS_INFLIGHT_MAX, thread_name_prefix="upstream"
         )
     )
+
+    def __post_init__(self) -> None:
+        self.taints = Taints(self.index, self.clock)
 
     async def in_bulk(self, work: Callable[..., T], *arguments: object) -> T:
         """Run work that waits for a disk or hashes, in a bulk thread."""

@@ -30,13 +30,16 @@ from p2pcache.errors import (
 )
 from p2pcache.store.partial import FilePartial
 from p2pcache.transfer.base import RunCancelled, Source
-from p2pcache.transfer.peer import PeerSource
+from p2pcache.transfer.peer import RATE_FLOOR_BPS, RATE_GRACE_S, PeerSource
 from p2pcache.transfer.upstream import UpstreamSource
 
 log = logging.getLogger(__name__)
 
 # A peer that failed to give a run is not asked for this blob again for so long.
 PEER_PAUSE_S = 3.0
+# How often a run's pace is looked at, and for how long a peer that crawled is left alone.
+PACE_INTERVAL_S = 1.0
+CRAWLER_PAUSE_S = 60.0
 # A peer that is busy, or whose chunks are still on their way to it.
 REFUSED_PAUSE_S = 1.0
 # After so many refusals without a chunk in between, a peer's word on a chunk is not believed.
@@ -139,10 +142,14 @@ class Dispatcher:
         """Fetch one run in a bulk thread; whatever happens, leave the counts right."""
         state, order = self._state, self._state.order
         started_s = self._context.clock.monotonic_s()
+
+        def fetch() -> None:
+            sink.is_begun = True
+            source.fetch_run(order.blob, order.layout, run, sink)
+
+        guard = None if peer is None else asyncio.create_task(self._guard_pace(peer, source, sink))
         try:
-            await self._context.on_wire(
-                source.fetch_run, order.blob, order.layout, run, sink, is_upstream=peer is None
-            )
+            await self._context.on_wire(fetch, is_upstream=peer is None)
             self._judge_good(run)
         except RunCancelled:
             pass
@@ -156,6 +163,8 @@ class Dispatcher:
             log.exception("a run of %s failed", order.location.what)
             state.failure = P2PCacheError("The daemon failed at this fetch; its log says more.")
         finally:
+            if guard is not None:
+                guard.cancel()
             if peer is None:
                 state.upstream_inflight -= 1
                 self._context.budget.requests_inflight -= 1
@@ -167,6 +176,21 @@ class Dispatcher:
                 state.note_answered(index, run.source_id)
             self._swarm.note_change()
             self._on_change()
+
+    async def _guard_pace(self, peer: Peer, source: Source, sink: RunSink) -> None:
+        """
+        Cut a run that crawls: silence is noticed by the socket, one byte now and then is not.
+        """
+        counted_s = 0.0
+        while True:
+            await asyncio.sleep(PACE_INTERVAL_S)
+            counted_s += PACE_INTERVAL_S if sink.is_begun else 0.0
+            owed = RATE_FLOOR_BPS * (counted_s - RATE_GRACE_S)
+            if counted_s > RATE_GRACE_S and sink.received_bytes < owed:
+                now_s = self._context.clock.monotonic_s()
+                self._state.crawlers_until_s[peer.peer_id] = now_s + CRAWLER_PAUSE_S
+                source.close()
+                return
 
     def _take_in(self, chunk_index: int, source_id: str) -> None:
         """Count a chunk that a bulk thread has stored."""

@@ -264,8 +264,7 @@ class BlobFetch:
         """The whole did not match: keep what the hub sent, fetch the rest from somebody else."""
         state = self.state
         if state.was_read:
-            now_s = self._context.clock.monotonic_s()
-            self._context.taints.note(self.blob, now_s=now_s)
+            await self._context.taints.note(self.blob)
         doubtful = [i for i in state.have if state.sources.get(i) != UPSTREAM]
         senders = {state.sources[i] for i in doubtful}
         log.warning("%s does not match its digest; from peers: %s", self.blob, senders or "none")

@@ -72,6 +72,8 @@ class FetchState:
     refused: dict[str, Bitfield] = field(default_factory=dict)
     refusals: Counter[str] = field(default_factory=Counter)
     paused_until_s: dict[str, float] = field(default_factory=dict)
+    # Peers that crawled: left alone, and no reason to go on hoping.
+    crawlers_until_s: dict[str, float] = field(default_factory=dict)
     suspects: dict[int, Suspect] = field(default_factory=dict)
     excluded: set[str] = field(default_factory=set)
     # False once peers' chunks failed the proof so often that only the hub is asked.
@@ -147,7 +149,10 @@ class FetchState:
         views = []
         for peer in peers:
             entry = peer.find_entry(self.order.blob)
-            is_paused = self.paused_until_s.get(peer.peer_id, 0.0) > now_s
+            is_paused = now_s < max(
+                self.paused_until_s.get(peer.peer_id, 0.0),
+                self.crawlers_until_s.get(peer.peer_id, 0.0),
+            )
             if entry is None or entry.layout != self.order.layout or is_paused:
                 continue
             view = peer.view(self.order.blob, self.refused.get(peer.peer_id))

@@ -22,6 +22,9 @@ ENTRIES_PER_PEER_MAX = 20_000
 RATE_SMOOTHING = 0.3
 
 
+# What a member says of bytes under way is believed for so long without a chunk that follows: four
+# chunks at once take that long on a line of 4 Mb/s.
+INTENT_PATIENCE_S = 30.0
 # A member that makes progress elsewhere keeps what it queued for this long after it spoke of it.
 QUEUED_LEASE_S = 30.0
 
@@ -31,6 +34,8 @@ class _Heard:
     entry: SwarmEntry
     heard_s: float
     progress_s: float
+    # When it last had a chunk more than before.
+    have_s: float
 
 
 @dataclass(slots=True)
@@ -66,7 +71,9 @@ class Peer:
         )
         progress_s = before.progress_s if before is not None and is_same else now_s
         self.progress_s = max(self.progress_s, progress_s)
-        self._heard[entry.blob] = _Heard(entry, now_s, progress_s)
+        has_more = before is None or len(entry.have) > len(before.entry.have)
+        have_s = now_s if has_more or before is None else before.have_s
+        self._heard[entry.blob] = _Heard(entry, now_s, progress_s, have_s)
         while len(self._heard) > ENTRIES_PER_PEER_MAX:
             self._heard.popitem(last=False)
 
@@ -88,7 +95,10 @@ class Peer:
             intent=entry.inflight,
             is_fetching=entry.is_fetching,
             can_fetch_upstream=entry.can_fetch_upstream,
-            last_progress_s=max(heard.progress_s, min(self.progress_s, queued_until_s)),
+            last_progress_s=min(
+                max(heard.progress_s, min(self.progress_s, queued_until_s)),
+                heard.have_s + INTENT_PATIENCE_S,
+            ),
             requests_inflight=self.requests_inflight,
             rate_bps=self.rate_bps,
         )

@@ -37,6 +37,8 @@ class RunSink:
             on_prefix: Called on the event loop when more of a chunk's start is there.
         """
         self.received_bytes = 0
+        # Whether a thread has taken the run up; before, its source is not to blame for waiting.
+        self.is_begun = False
         self._partial = partial
         self._source_id = source_id
         self._on_chunk = on_chunk

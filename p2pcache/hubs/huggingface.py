@@ -9,6 +9,7 @@ Source: docs/reference/hub-dialect.md.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import urllib.request
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from p2pcache.core.upstream import (
     error_of_answer,
     follow_redirect,
     origin_of,
+    parse_retry_after,
 )
 from p2pcache.errors import (
     EntryNotFoundError,
@@ -42,6 +44,10 @@ from p2pcache.hubs.base import ForwardedAnswer, Resolution
 # Clients give a HEAD 10 s; two of our own requests have to fit in.
 REQUEST_S_MAX = 8.0
 CONNECT_S_MAX = 4.0
+# A hub has its moments; clients are held meanwhile, so a few seconds cost nobody anything.
+RETRIED_STATUSES = (429, 500, 502, 503, 504)
+RETRY_WAITS_S = (0.25, 0.5, 1.0)
+RETRY_AFTER_S_MAX = 5.0
 # Hubs list 1000 files on a page; a listing of small or empty pages ends somewhere too.
 PAGES_MAX = 10_000
 _KEPT_HEADERS = (
@@ -200,6 +206,29 @@ class HuggingFaceHub:
         return None
 
     async def _send(
+        self,
+        method: str,
+        url: str,
+        credentials: Credentials,
+        body: bytes,
+        what: str,
+        *,
+        stops_at_other_origin: bool = False,
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Send; a hub that cannot serve now, or asks to slow down, is asked again a few times."""
+        for wait_s in (*RETRY_WAITS_S, None):
+            status, headers, answer = await self._send_once(
+                method, url, credentials, body, what, stops_at_other_origin=stops_at_other_origin
+            )
+            if wait_s is None or status not in RETRIED_STATUSES:
+                break
+            asked_s = parse_retry_after(headers.get("Retry-After")) or 0.0
+            if asked_s > RETRY_AFTER_S_MAX:
+                break
+            await asyncio.sleep(max(wait_s, asked_s))
+        return status, headers, answer
+
+    async def _send_once(
         self,
         method: str,
         url: str,

@@ -93,6 +93,18 @@ class BlobList:
         with self._db.atomic():
             self._db.execute("UPDATE blobs SET is_public = 1 WHERE digest = ?", [str(blob)])
 
+    def put_refuted(self, blob: BlobDigest, until_wall_s: float) -> None:
+        """Record that readers may hold wrong bytes of a blob, until then."""
+        with self._db.atomic():
+            self._db.execute(
+                "INSERT OR REPLACE INTO refuted VALUES (?, ?)", [str(blob), until_wall_s]
+            )
+
+    def list_refuted(self) -> list[tuple[BlobDigest, float]]:
+        """Return what put_refuted() recorded."""
+        rows = self._db.query("SELECT digest, until_wall_s FROM refuted")
+        return [(BlobDigest.parse(str(row["digest"])), row["until_wall_s"]) for row in rows]
+
     def remove(self, blob: BlobDigest) -> None:
         """Delete a blob's row and its chunks' rows, if they exist."""
         with self._db.atomic():

@@ -61,3 +61,12 @@ def m001_initial(db: Database) -> None:
         "revision TEXT NOT NULL, commit_id TEXT NOT NULL, added_wall_s REAL NOT NULL, "
         "PRIMARY KEY (hub, kind, repo, revision)) STRICT"
     )
+
+
+@migrations()
+def m002_refuted(db: Database) -> None:
+    """Blobs of which readers were given wrong bytes before the proof."""
+    db.execute(
+        "CREATE TABLE refuted (digest TEXT PRIMARY KEY, until_wall_s REAL NOT NULL) "
+        "WITHOUT ROWID, STRICT"
+    )

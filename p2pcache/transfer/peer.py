@@ -34,7 +34,8 @@ ERROR_HEADER = "X-Error-Code"
 # Below this average a peer on a local network is as good as dead; another source is asked.
 RATE_FLOOR_BPS = 64 * 1024
 RATE_GRACE_S = 5.0
-_PIECE_SIZE_BYTES = 1024 * 1024
+# Small enough that a peer at the floor is counted every few seconds.
+_PIECE_SIZE_BYTES = 256 * 1024
 
 _buffers = threading.local()
 

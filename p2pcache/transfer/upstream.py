@@ -182,7 +182,7 @@ class UpstreamSource:
                         f"The hub sent bytes {got.start}-{got.end}/{got.total} of "
                         f"{self._location.what} instead of {start}-{start + length - 1}/{total}."
                     )
-            elif start != 0 or response.length != total:
+            elif start != 0 or response.length not in (total, None):
                 raise UpstreamProtocolError(
                     f"The hub sent {response.length} bytes of {self._location.what} from its "
                     f"start instead of {length} from {start}."
