@@ -14,6 +14,7 @@ import json
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -84,8 +85,18 @@ class LyingPeer:
     name = "liar"
 
     def __init__(
-        self, blobs: dict[BlobDigest, bytes], tamper: Callable[[int, bytes], bytes]
+        self,
+        blobs: dict[BlobDigest, bytes],
+        tamper: Callable[[int, bytes], bytes],
+        *,
+        dribbles: bool = False,
     ) -> None:
+        """
+        Args:
+            blobs: What it claims to hold.
+            tamper: What it makes of a chunk.
+            dribbles: Send bodies byte by byte, ten a second, for as long as anybody listens.
+        """
         self.sent_chunks = 0
         peer = self
 
@@ -101,6 +112,12 @@ class LyingPeer:
                     self.send_header(name.replace("_", "-"), value)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
+                if headers and dribbles:
+                    with contextlib.suppress(OSError):
+                        for position in range(len(body)):
+                            self.wfile.write(body[position : position + 1])
+                            time.sleep(0.1)
+                    return
                 self.wfile.write(body)
 
             def do_GET(self) -> None:

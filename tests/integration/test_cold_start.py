@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.daemons import DaemonProcess, wait_until
+from tests.hostile import LyingPeer, sha256_blob
 from tests.hub import HubProcess
 from tests.integration.conftest import MODEL, MakeDaemon, assert_same_files
 
@@ -101,3 +102,32 @@ def test_many_small_files_cost_one_copy(make_daemon: MakeDaemon, tmp_path: Path)
             assert daemon.client.wait(job)["state"] == "done"
         fetched = hub.stats()["body_bytes"]
     assert fetched <= AMPLIFICATION_MAX * total
+
+
+def test_peer_that_crawls_does_not_hold_a_pull(
+    models: Path, hub: HubProcess, make_daemon: MakeDaemon
+) -> None:
+    """A peer that has everything and sends ten bytes a second is left; the hub gives the rest."""
+    content = (models / MODEL / "model.safetensors").read_bytes()
+    blobs = {sha256_blob(content): content}
+    with LyingPeer(blobs, lambda index, chunk: chunk, dribbles=True) as crawler:
+        daemon = make_daemon("a", upstream=hub.url, peers=[crawler.address]).start()
+        result = daemon.pull(MODEL)
+        assert result.returncode == 0, result.stderr
+        assert crawler.sent_chunks > 0
+    assert_same_files(Path(result.stdout.splitlines()[-1]), models)
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [{"refuse_status": 503}, {"refuse_status": 429, "retry_after_s": 1}],
+    ids=["unavailable", "slow-down"],
+)
+def test_bad_moment_of_the_hub_is_sat_out(
+    models: Path, hub: HubProcess, make_daemon: MakeDaemon, moment: dict[str, int]
+) -> None:
+    """Two refusals in a row cost some seconds, not the pull."""
+    daemon = make_daemon("a", upstream=hub.url).start()
+    hub.faults(refuse_times=2, **moment)
+    result = daemon.pull(MODEL, "--include", "config.json")
+    assert result.returncode == 0, result.stderr

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -202,4 +203,25 @@ def test_body_that_was_refuted_cannot_be_resumed(models: Path, make_daemon: Make
         answer = connection.getresponse()
         assert answer.status == 503, answer.read()
         connection.close()
+        daemon.stop()
+        daemon.start()
+        connection = http.client.HTTPConnection(daemon.local.removeprefix("http://"), timeout=60)
+        connection.request("GET", path, headers={"Range": "bytes=20971520-"})
+        assert connection.getresponse().status == 503
+        connection.close()
         assert read_body(daemon, path) == content
+
+
+def test_listing_with_another_size_than_the_proven_blob_is_refused(
+    models: Path, hub: HubProcess, make_daemon: MakeDaemon
+) -> None:
+    """A file that a listing makes longer than it is fails with exit code 11, and harms nobody."""
+    daemon = make_daemon("a", upstream=hub.url).start()
+    assert daemon.pull(MODEL).returncode == 0
+    commit = daemon.client.models()["models"][0]["commit"]
+    index = sqlite3.connect(daemon.store / "index.sqlite")
+    with index:
+        index.execute("UPDATE files SET size_bytes = size_bytes + 1 WHERE path = 'vocab.txt'")
+    index.close()
+    assert daemon.pull(f"{MODEL}@{commit}").returncode == 11
+    assert read_body(daemon, f"/{MODEL}/resolve/main/config.json")
