@@ -40,35 +40,32 @@ def describe_repository(row: SnapshotRow, *, with_blobs: bool) -> dict[str, obje
 def _sibling(entry: FileEntry, *, with_blobs: bool) -> dict[str, object]:
     if not with_blobs:
         return {"rfilename": entry.path}
-    sibling: dict[str, object] = {
+    return {
         "rfilename": entry.path,
         "size": entry.size_bytes,
         "blobId": entry.tree_oid,
+        **_describe_lfs(entry, "sha256"),
     }
-    if entry.digest.algorithm == "sha256":
-        sibling["lfs"] = {
-            "sha256": entry.digest.hex,
-            "size": entry.size_bytes,
-            "pointerSize": _POINTER_SIZE_BYTES,
-        }
-    return sibling
+
+
+def _describe_lfs(entry: FileEntry, digest_key: str) -> dict[str, object]:
+    """Return the `lfs` field of a file that has one; siblings and trees name its digest apart."""
+    if entry.digest.algorithm != "sha256":
+        return {}
+    size_bytes, pointer_bytes = entry.size_bytes, _POINTER_SIZE_BYTES
+    lfs = {digest_key: entry.digest.hex, "size": size_bytes, "pointerSize": pointer_bytes}
+    return {"lfs": lfs}
 
 
 def describe_file(entry: FileEntry) -> dict[str, object]:
     """Return a file as `tree` and `paths-info` list it."""
-    listed: dict[str, object] = {
+    return {
         "type": "file",
         "oid": entry.tree_oid,
         "size": entry.size_bytes,
         "path": entry.path,
+        **_describe_lfs(entry, "oid"),
     }
-    if entry.digest.algorithm == "sha256":
-        listed["lfs"] = {
-            "oid": entry.digest.hex,
-            "size": entry.size_bytes,
-            "pointerSize": _POINTER_SIZE_BYTES,
-        }
-    return listed
 
 
 def describe_folder(path: str) -> dict[str, object]:

@@ -533,6 +533,9 @@ def test_partial_reserved_room_is_there_when_the_disk_is_full(tiny_disk: Path) -
     fill_disk(tiny_disk)
     for chunk in sample.chunks():
         partial._write(chunk.view, chunk.offset)
+        written = bytearray(len(chunk.view))
+        partial.read_into(chunk.offset, memoryview(written))
+        assert written == chunk.view
     partial.close()
 
 
