@@ -143,7 +143,7 @@ class LyingPeer:
                 entries = tuple(
                     SwarmEntry(
                         blob,
-                        Layout(len(content)),
+                        Layout(len(content)).id,
                         Bitfield.full(Layout(len(content)).chunk_count),
                         Bitfield(Layout(len(content)).chunk_count),
                     )

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.chunktable import ChunkTable, Standing
 from p2pcache.core.digest import BlobDigest, ChunkDigest
-from p2pcache.core.layout import FIXED_LAYOUT, Layout
+from p2pcache.core.layout import CHUNKS_PER_BLOB_MAX, FIXED_LAYOUT, Layout, LayoutId
 from p2pcache.core.refs import RepoId, SnapshotId, parse_commit
 from p2pcache.core.snapshot import FILES_PER_SNAPSHOT_MAX, FileEntry, Snapshot
 from p2pcache.errors import InputError
@@ -139,6 +139,12 @@ def _parse_peer_name(text: str) -> str:
     return text
 
 
+def _get_layout_id(message: object) -> LayoutId:
+    has_count = isinstance(message, dict) and message.get("count") is not None
+    count = get_whole(message, "count") if has_count else None
+    return LayoutId.parse(get_whole(message, "size"), get_text(message, "layout"), count)
+
+
 @dataclass(frozen=True, slots=True)
 class SwarmEntry:
     """
@@ -149,7 +155,7 @@ class SwarmEntry:
     """
 
     blob: BlobDigest
-    layout: Layout
+    layout: LayoutId
     have: Bitfield
     inflight: Bitfield
     is_fetching: bool = False
@@ -162,6 +168,7 @@ class SwarmEntry:
             "blob": str(self.blob),
             "size": self.layout.size_bytes,
             "layout": self.layout.name,
+            "count": self.layout.chunk_count,
             "have": self.have.to_wire(),
             "inflight": self.inflight.to_wire(),
             "fetching": self.is_fetching,
@@ -177,9 +184,7 @@ class SwarmEntry:
         Raises:
             InputError: Malformed, or a layout that this release does not know.
         """
-        if get_text(message, "layout") != FIXED_LAYOUT:
-            raise InputError("That peer cuts the blob in another layout; run one release.")
-        layout = Layout(get_whole(message, "size"))
+        layout = _get_layout_id(message)
         count = layout.chunk_count
         wire_max = 4 * (count // 24 + 2)
         return cls(
@@ -229,12 +234,29 @@ class Exchange:
         return cls(Hello.from_json(message), port, tuple(entries))
 
 
+def _get_layout(message: object) -> Layout:
+    size_bytes, name = get_whole(message, "size"), get_text(message, "layout")
+    if name == FIXED_LAYOUT:
+        return Layout(size_bytes)
+    spans: list[tuple[int, int]] = []
+    for span in get_list(message, "spans", length_max=CHUNKS_PER_BLOB_MAX):
+        numbers = span if isinstance(span, list) else []
+        if len(numbers) != 2 or not all(type(number) is int for number in numbers):
+            raise InputError("A layout's spans are pairs of whole numbers.")
+        spans.append((numbers[0], numbers[1]))
+    layout = Layout.from_spans(size_bytes, spans)
+    if layout.name != name:
+        raise InputError("A layout's boundaries do not fit its name.")
+    return layout
+
+
 def table_to_json(table: ChunkTable) -> Json:
     """Return the message of GET /v1/blobs/{digest}/table."""
     return {
         "blob": str(table.blob),
         "size": table.layout.size_bytes,
         "layout": table.layout.name,
+        "spans": [list(span) for span in table.layout.to_spans()],
         "standing": table.standing.value,
         "chunks": [None if digest is None else str(digest) for digest in table],
     }
@@ -247,9 +269,7 @@ def table_from_json(message: object) -> ChunkTable:
     Raises:
         InputError: Malformed, or the list does not fit the size.
     """
-    if get_text(message, "layout") != FIXED_LAYOUT:
-        raise InputError("That peer cuts the blob in another layout; run one release.")
-    layout = Layout(get_whole(message, "size"))
+    layout = _get_layout(message)
     table = ChunkTable(BlobDigest.parse(get_text(message, "blob")), layout, Standing.CLAIMED)
     chunks = get_list(message, "chunks", length_max=layout.chunk_count)
     if len(chunks) != layout.chunk_count:

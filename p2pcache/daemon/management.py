@@ -265,7 +265,7 @@ class Management:
         return row.public_wall_s is not None or self._guard.is_admin(request)
 
     async def _pins(self) -> list[RefRow]:
-        return await self._cache.context.index.call(lambda index: index.catalogue.list_pins())
+        return await self._cache.context.index.call(lambda index: index.roots.list_pins())
 
     async def list_pins(self, request: web.Request) -> web.Response:
         """List what is protected."""
@@ -286,14 +286,14 @@ class Management:
             )
         wall_s = self._cache.context.clock.wall_s()
         pin = RefRow(reference.repo, reference.revision, row.snapshot.id.commit, wall_s)
-        await self._cache.context.index.call(lambda index: index.catalogue.put_pin(pin))
+        await self._cache.context.index.call(lambda index: index.roots.put_pin(pin))
         return web.json_response(describe_pin(pin))
 
     async def unpin(self, request: web.Request) -> web.Response:
         """Stop protecting a snapshot."""
         reference = await read_reference(request)
         removed = await self._cache.context.index.call(
-            lambda index: index.catalogue.remove_pin(reference.repo, reference.revision)
+            lambda index: index.roots.remove_pin(reference.repo, reference.revision)
         )
         if not removed:
             raise NotFoundError(f"{reference} is not pinned; list pins with: p2pcache ls")

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from p2pcache.core.chunktable import ChunkTable, Standing
 from p2pcache.core.credentials import Credentials
 from p2pcache.core.digest import BlobDigest, ChunkDigest
-from p2pcache.core.layout import FIXED_LAYOUT
 from p2pcache.core.messages import SwarmEntry
 from p2pcache.core.refs import ModelReference, SnapshotId
 from p2pcache.core.residency import FileResidency, Residency, measure_residency
@@ -193,21 +192,24 @@ class Cache:
             ChunkNotYetError, BlobNotFoundError: Not here, or not for sharing.
             BlobCorruptError: The chunks on this disk are damaged.
         """
-        if layout not in (None, FIXED_LAYOUT):
-            raise OtherLayoutError(f"Chunks are cut as {FIXED_LAYOUT} here; run one release.")
         description = await self.describe(blob)
         if description is None:
             raise BlobNotFoundError(f"{blob} is not here, or not for sharing.")
-        run_bytes_max = self.context.limits.run_bytes_max
+        if layout not in (None, description.layout.name):
+            raise OtherLayoutError(
+                f"{blob} is cut as {description.layout.name} here; read its table."
+            )
         if not 0 <= first <= last < description.layout.chunk_count:
             raise InvalidRangeError(f"{blob} has {description.layout.chunk_count} chunks.")
-        if description.layout.span_of(first, last)[1] > run_bytes_max:
-            raise InvalidRangeError(f"A run has at most {run_bytes_max} bytes.")
         run = self.fetches.open_run(blob, first, last)
         if run is None:
             run = await self.shelf.open_run(blob, first, last)
         if run is None:
             raise BlobNotFoundError(f"{blob} is not here, or not for sharing.")
+        run_bytes_max = self.context.limits.run_bytes_max
+        if run.length > run_bytes_max:
+            os.close(run.fd)
+            raise InvalidRangeError(f"A run has at most {run_bytes_max} bytes.")
         return run
 
     async def open_chunk(self, chunk: ChunkDigest) -> ChunkRun:
@@ -217,7 +219,9 @@ class Cache:
         Raises:
             BlobNotFoundError: None has it.
         """
-        place = await self.context.index.call(lambda index: index.blobs.find_chunk(chunk))
+        place = await self.context.index.call(
+            lambda index: index.blobs.find_chunk(chunk, is_public_only=True)
+        )
         run = None if place is None else await self.shelf.open_run(place[0], place[1], place[1])
         if run is None:
             raise BlobNotFoundError(f"Chunk {chunk} is not here, or not for sharing.")
@@ -272,7 +276,7 @@ class Cache:
         active = self.fetches.find(entry.digest)
         if active is not None:
             return active.fetch.state.held_bytes
-        return self.context.store.count_held_bytes(entry.digest, entry.layout)
+        return min(self.context.store.count_held_bytes(entry.digest), entry.size_bytes)
 
     def check_room(self, residency: Residency) -> None:
         """

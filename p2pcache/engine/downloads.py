@@ -245,4 +245,4 @@ class Downloads:
         wall_s = self._cache.context.clock.wall_s()
         snapshot_id = resolved.snapshot.id
         row = RefRow(snapshot_id.repo, resolved.revision, snapshot_id.commit, wall_s)
-        await self._cache.context.index.call(lambda index: index.catalogue.put_pin(row))
+        await self._cache.context.index.call(lambda index: index.roots.put_pin(row))

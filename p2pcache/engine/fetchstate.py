@@ -99,11 +99,7 @@ class FetchState:
     @property
     def held_bytes(self) -> int:
         """Return the bytes of the chunks that are here."""
-        layout, last = self.order.layout, self.have.length - 1
-        if not self.have:
-            return 0
-        full = layout.length_of(0)
-        return len(self.have) * full - (full - layout.length_of(last) if last in self.have else 0)
+        return self.order.layout.measure(self.have)
 
     def is_checked(self, chunk_index: int) -> bool:
         """Return whether a chunk is here, and hashed since this daemon started."""
@@ -133,7 +129,7 @@ class FetchState:
             return None
         return SwarmEntry(
             self.order.blob,
-            self.order.layout,
+            self.order.layout.id,
             self.find_shareable(),
             self.intent.copy(),
             is_fetching=not self.is_published,
@@ -153,7 +149,7 @@ class FetchState:
                 self.paused_until_s.get(peer.peer_id, 0.0),
                 self.crawlers_until_s.get(peer.peer_id, 0.0),
             )
-            if entry is None or entry.layout != self.order.layout or is_paused:
+            if entry is None or entry.layout != self.order.layout.id or is_paused:
                 continue
             view = peer.view(self.order.blob, self.refused.get(peer.peer_id))
             if view is not None and peer.peer_id not in self.excluded:

@@ -124,14 +124,13 @@ class Shelf:
     async def describe_all(self, blobs: list[BlobDigest]) -> list[SwarmEntry]:
         """Return what peers may hear of those blobs that are published, public and proven."""
 
-        def find_sizes(index: Index) -> list[tuple[BlobDigest, int]]:
+        def find_layouts(index: Index) -> list[tuple[BlobDigest, Layout]]:
             return index.blobs.find_shareable(blobs)
 
         entries = []
-        for blob, size_bytes in await self._context.index.call(find_sizes):
-            layout = Layout(size_bytes)
+        for blob, layout in await self._context.index.call(find_layouts):
             count = layout.chunk_count
-            entries.append(SwarmEntry(blob, layout, Bitfield.full(count), Bitfield(count)))
+            entries.append(SwarmEntry(blob, layout.id, Bitfield.full(count), Bitfield(count)))
         return entries
 
     async def find_table(self, blob: BlobDigest) -> ChunkTable | None:

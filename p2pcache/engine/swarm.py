@@ -175,7 +175,7 @@ class Swarm:
         entries = [
             SwarmEntry(
                 blob,
-                layout,
+                layout.id,
                 Bitfield(layout.chunk_count),
                 Bitfield(layout.chunk_count),
                 is_fetching=True,

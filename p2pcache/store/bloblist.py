@@ -22,7 +22,12 @@ from p2pcache.store.base import FileStamp
 
 @dataclass(frozen=True, slots=True)
 class BlobRow:
-    """What the index says of one published blob; `table` is None until the file was hashed."""
+    """
+    What the index says of one published blob; `table` is None until the file was hashed.
+
+    `is_adopted`: its bytes are shared with a file that somebody else owns, and no room of ours.
+    `checked_chunks`: how many of its chunks a check that ran out of time has done.
+    """
 
     blob: BlobDigest
     stamp: FileStamp
@@ -30,6 +35,8 @@ class BlobRow:
     is_proven: bool
     is_public: bool
     verified_wall_s: float
+    is_adopted: bool = False
+    checked_chunks: int = 0
 
 
 class BlobList:
@@ -41,25 +48,29 @@ class BlobList:
     def put(self, row: BlobRow) -> None:
         """Insert or replace a row, with the chunks that it makes findable."""
         digest = str(row.blob)
+        layout = Layout(row.stamp.size_bytes) if row.table is None else row.table.layout
         with self._db.atomic():
             self._db.table("blobs").upsert(
                 {
                     "digest": digest,
                     "size_bytes": row.stamp.size_bytes,
-                    "layout": Layout(row.stamp.size_bytes).name,
+                    "layout": layout.name,
+                    "layout_spans": layout.to_bytes() or None,
                     "chunk_digests": None if row.table is None else row.table.to_bytes(),
                     "is_proven": int(row.is_proven),
                     "is_public": int(row.is_public),
                     "mtime_ns": row.stamp.mtime_ns,
                     "inode": row.stamp.inode,
                     "verified_wall_s": row.verified_wall_s,
+                    "is_adopted": int(row.is_adopted),
+                    "checked_chunks": row.checked_chunks,
                 },
                 pk="digest",
             )
-            self._db.execute("DELETE FROM chunks WHERE blob = ?", [digest])
+            self._db.execute("DELETE FROM chunk_places WHERE blob = ?", [digest])
             if row.table is not None:
                 self._db.conn.executemany(
-                    "INSERT OR REPLACE INTO chunks VALUES (?, ?, ?)",
+                    "INSERT INTO chunk_places VALUES (?, ?, ?)",
                     (
                         (chunk.raw, digest, index)
                         for index, chunk in enumerate(row.table)
@@ -73,14 +84,17 @@ class BlobList:
             return self._read(row)
         return None
 
-    def find_shareable(self, blobs: Iterable[BlobDigest]) -> list[tuple[BlobDigest, int]]:
-        """Return (blob, size in bytes) of those that are proven and public."""
-        query = "SELECT size_bytes FROM blobs WHERE digest = ? AND is_proven AND is_public"
+    def find_shareable(self, blobs: Iterable[BlobDigest]) -> list[tuple[BlobDigest, Layout]]:
+        """Return (blob, layout) of those that are proven and public."""
+        query = (
+            "SELECT size_bytes, layout_spans FROM blobs "
+            "WHERE digest = ? AND is_proven AND is_public"
+        )
         found = []
         for blob in blobs:
             row = self._db.execute(query, [str(blob)]).fetchone()
             if row is not None:
-                found.append((blob, int(row[0])))
+                found.append((blob, Layout.from_bytes(int(row[0]), row[1] or b"")))
         return found
 
     def iter_all(self) -> Iterator[BlobRow]:
@@ -109,14 +123,34 @@ class BlobList:
         """Delete a blob's row and its chunks' rows, if they exist."""
         with self._db.atomic():
             self._db.execute("DELETE FROM blobs WHERE digest = ?", [str(blob)])
-            self._db.execute("DELETE FROM chunks WHERE blob = ?", [str(blob)])
+            self._db.execute("DELETE FROM chunk_places WHERE blob = ?", [str(blob)])
 
-    def find_chunk(self, chunk: ChunkDigest) -> tuple[BlobDigest, int] | None:
-        """Return a published blob that holds a chunk, and the chunk's index in it."""
-        query = "SELECT blob, chunk_index FROM chunks WHERE digest = ?"
-        for row in self._db.query(query, [chunk.raw]):
+    def find_chunk(
+        self, chunk: ChunkDigest, *, is_public_only: bool = False
+    ) -> tuple[BlobDigest, int] | None:
+        """Return a proven blob that holds a chunk, and the chunk's index in it."""
+        query = (
+            "SELECT p.blob, p.chunk_index FROM chunk_places p JOIN blobs b ON b.digest = p.blob "
+            "WHERE p.digest = ? AND b.is_proven AND b.is_public >= ? LIMIT 1"
+        )
+        for row in self._db.query(query, [chunk.raw, int(is_public_only)]):
             return BlobDigest.parse(str(row["blob"])), int(row["chunk_index"])
         return None
+
+    def set_checked(self, blob: BlobDigest, checked_chunks: int, wall_s: float) -> None:
+        """Record how far a check came; 0 chunks and the time mean that it came to the end."""
+        with self._db.atomic():
+            self._db.execute(
+                "UPDATE blobs SET checked_chunks = ?, verified_wall_s = ? WHERE digest = ?",
+                [checked_chunks, wall_s, str(blob)],
+            )
+
+    def set_adopted(self, blob: BlobDigest, *, is_adopted: bool) -> None:
+        """Record whether a blob's bytes are shared with a file that somebody else owns."""
+        with self._db.atomic():
+            self._db.execute(
+                "UPDATE blobs SET is_adopted = ? WHERE digest = ?", [int(is_adopted), str(blob)]
+            )
 
     def measure(self) -> tuple[int, int]:
         """Return (how many blobs, their bytes)."""
@@ -132,10 +166,11 @@ class BlobList:
             int(str(row["mtime_ns"])),
             int(str(row["inode"])),
         )
-        raw = row["chunk_digests"]
-        table = (
-            ChunkTable.from_bytes(blob, Layout(size_bytes), raw) if isinstance(raw, bytes) else None
-        )
+        raw, spans = row["chunk_digests"], row["layout_spans"]
+        table = None
+        if isinstance(raw, bytes):
+            layout = Layout.from_bytes(size_bytes, spans if isinstance(spans, bytes) else b"")
+            table = ChunkTable.from_bytes(blob, layout, raw)
         return BlobRow(
             blob,
             FileStamp(size_bytes, mtime_ns, inode),
@@ -143,4 +178,6 @@ class BlobList:
             bool(row["is_proven"]),
             bool(row["is_public"]),
             float(str(row["verified_wall_s"])),
+            bool(row["is_adopted"]),
+            int(str(row["checked_chunks"])),
         )

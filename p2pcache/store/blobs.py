@@ -21,7 +21,7 @@ from p2pcache.core.layout import Layout
 from p2pcache.core.verify import BlobProof
 from p2pcache.errors import InvalidDigestError
 from p2pcache.store.base import BlobFile, FileStamp, PartialBlob
-from p2pcache.store.havelog import Kind, iter_records
+from p2pcache.store.havelog import Kind, find_layout, iter_records
 from p2pcache.store.partial import NEW_SUFFIX, FilePartial, store_error, sync_directory
 
 # Other users' workers map public weights; restricted ones are the daemon's alone.
@@ -173,11 +173,21 @@ class FileBlobStore:
                 size_bytes += path.stat().st_blocks * _STAT_BLOCK_SIZE_BYTES
         return size_bytes
 
-    def count_held_bytes(self, blob: BlobDigest, layout: Layout) -> int:
+    def find_layout(self, blob: BlobDigest) -> Layout | None:
+        """Return how an idle partial is cut; None when there is none."""
+        try:
+            return find_layout(self._record_path(blob).read_bytes())
+        except OSError:
+            return None
+
+    def count_held_bytes(self, blob: BlobDigest) -> int:
         """Return the bytes that the have-record of an idle partial speaks of."""
         try:
             raw = self._record_path(blob).read_bytes()
         except OSError:
+            return 0
+        layout = find_layout(raw)
+        if layout is None:
             return 0
         held: set[int] = set()
         for record in iter_records(raw, layout):
@@ -185,7 +195,7 @@ class FileBlobStore:
                 held.add(record.chunk_index)
             elif record.kind is Kind.FORGET:
                 held.discard(record.chunk_index)
-        return sum(layout.length_of(index) for index in held)
+        return layout.measure(held)
 
     @staticmethod
     def _parse_name(algorithm: str, digits: str) -> BlobDigest | None:

@@ -1,5 +1,5 @@
 """
-Owns the index's rows on repositories: snapshots, refs, pins, proven visibility.
+Owns the index's rows on repositories: snapshots, refs, proven visibility.
 
 Knows nothing of files on disk.
 Invariants: a snapshot's files never change; a ref says when the hub confirmed it.
@@ -74,7 +74,8 @@ class Catalogue:
             return
         with self._db.atomic():
             self._db.execute(
-                "INSERT INTO snapshots VALUES (?, ?, ?, ?, ?, ?, NULL, ?) "
+                "INSERT INTO snapshots (hub, kind, repo, commit_id, about, is_confirmed, "
+                "added_wall_s) VALUES (?, ?, ?, ?, ?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET about = coalesce(excluded.about, about), "
                 "is_confirmed = max(excluded.is_confirmed, is_confirmed)",
                 [*key, text, int(is_confirmed), wall_s],
@@ -190,31 +191,12 @@ class Catalogue:
         rows = self._db.query(f"SELECT * FROM refs WHERE {_KEY}", _key(repo))  # noqa: S608
         return [RefRow(repo, r["revision"], r["commit_id"], r["checked_wall_s"]) for r in rows]
 
-    def put_pin(self, row: RefRow) -> None:
-        """Protect a snapshot under the revision that the caller named."""
-        self._db.execute(
-            "INSERT OR REPLACE INTO pins VALUES (?, ?, ?, ?, ?, ?)",
-            [*_key(row.repo), row.revision, row.commit, row.wall_s],
-        )
-        self._db.conn.commit()
-
-    def remove_pin(self, repo: RepoId, revision: str) -> bool:
-        """Stop protecting; returns whether there was such a pin."""
-        cursor = self._db.execute(
-            f"DELETE FROM pins WHERE {_KEY} AND revision = ?",  # noqa: S608
-            [*_key(repo), revision],
-        )
-        self._db.conn.commit()
-        return cursor.rowcount > 0
-
-    def list_pins(self) -> list[RefRow]:
-        """Return every pin."""
-        return [
-            RefRow(
-                RepoId.of(row["hub"], row["kind"], row["repo"]),
-                row["revision"],
-                row["commit_id"],
-                row["added_wall_s"],
-            )
-            for row in self._db.query("SELECT * FROM pins ORDER BY added_wall_s")
-        ]
+    def remove_snapshot(self, snapshot_id: SnapshotId) -> None:
+        """Forget a file list and the revisions that point to it, if they exist."""
+        key = [*_key(snapshot_id.repo), snapshot_id.commit]
+        with self._db.atomic():
+            for table in ("files", "snapshots", "refs"):
+                self._db.execute(
+                    f"DELETE FROM {table} WHERE {_KEY} AND commit_id = ?",  # noqa: S608
+                    key,
+                )

@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from p2pcache.core.layout import Layout
+from p2pcache.errors import InputError
 
-_MAGIC = b"P2PHAVE1"
+# Boundaries every 4 MiB; boundaries of its own, which follow with their length and a checksum.
+_MAGIC_FIXED = b"P2PHAVE1"
+_MAGIC_SPANS = b"P2PHAVE2"
 _HEADER = struct.Struct("<8sQ16s")
+_SPANS = struct.Struct("<II")
 _RECORD = struct.Struct("<BxxxII32s16sI")
-HEADER_SIZE_BYTES = _HEADER.size
 RECORD_SIZE_BYTES = _RECORD.size
 NO_DIGEST = bytes(32)
 UPSTREAM_TAG = bytes(16)
@@ -59,8 +62,32 @@ class Record:
 
 
 def header_to_bytes(layout: Layout) -> bytes:
-    """Return the log's first bytes."""
-    return _HEADER.pack(_MAGIC, layout.size_bytes, layout.name.encode().ljust(16, b"\0"))
+    """Return the log's first bytes, up to the first record."""
+    spans = layout.to_bytes()
+    magic = _MAGIC_SPANS if spans else _MAGIC_FIXED
+    head = _HEADER.pack(magic, layout.size_bytes, layout.name.encode().ljust(16, b"\0"))
+    return head + _SPANS.pack(len(spans), zlib.crc32(spans)) + spans if spans else head
+
+
+def find_layout(raw: bytes) -> Layout | None:
+    """Return the layout that a log was written for; None when its header is torn or foreign."""
+    if len(raw) < _HEADER.size:
+        return None
+    magic, size_bytes, _ = _HEADER.unpack_from(raw)
+    spans = b""
+    if magic == _MAGIC_SPANS and len(raw) >= _HEADER.size + _SPANS.size:
+        length, checksum = _SPANS.unpack_from(raw, _HEADER.size)
+        start = _HEADER.size + _SPANS.size
+        spans = raw[start : start + length]
+        if len(spans) != length or zlib.crc32(spans) != checksum:
+            return None
+    elif magic != _MAGIC_FIXED:
+        return None
+    try:
+        layout = Layout.from_bytes(size_bytes, spans)
+    except InputError:
+        return None
+    return layout if raw.startswith(header_to_bytes(layout)) else None
 
 
 def iter_records(raw: bytes, layout: Layout) -> Iterator[Record]:
@@ -68,9 +95,10 @@ def iter_records(raw: bytes, layout: Layout) -> Iterator[Record]:
     Iterate over the log's records up to the first torn one; none if the header is another
     blob's or layout's.
     """
-    if raw[:HEADER_SIZE_BYTES] != header_to_bytes(layout):
+    header = header_to_bytes(layout)
+    if not raw.startswith(header):
         return
-    for start in range(HEADER_SIZE_BYTES, len(raw) - RECORD_SIZE_BYTES + 1, RECORD_SIZE_BYTES):
+    for start in range(len(header), len(raw) - RECORD_SIZE_BYTES + 1, RECORD_SIZE_BYTES):
         piece = raw[start : start + RECORD_SIZE_BYTES]
         kind, index, length, digest, tag, checksum = _RECORD.unpack(piece)
         is_torn = zlib.crc32(piece[:-_CHECKSUM_SIZE_BYTES]) != checksum

@@ -18,6 +18,7 @@ from sqlite_utils import Database
 from p2pcache.errors import IndexCorruptError, SchemaTooNewError, StoreError, StoreFullError
 from p2pcache.store.bloblist import BlobList
 from p2pcache.store.catalogue import Catalogue
+from p2pcache.store.roots import Roots
 from p2pcache.store.schema import migrations
 
 _OUR_NAMES = {migration.name for migration in migrations._migrations}
@@ -87,6 +88,7 @@ class Index:
             self._db = open_database(path)
         self.blobs = BlobList(self._db)
         self.catalogue = Catalogue(self._db)
+        self.roots = Roots(self._db)
 
     def _set_aside(self) -> None:
         number = 1

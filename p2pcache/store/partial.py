@@ -24,7 +24,6 @@ from p2pcache.core.verify import VerifiedChunk, digest_of
 from p2pcache.errors import StoreError, StoreFullError
 from p2pcache.store.base import PartialState
 from p2pcache.store.havelog import (
-    HEADER_SIZE_BYTES,
     RECORD_SIZE_BYTES,
     UPSTREAM_TAG,
     Kind,
@@ -108,6 +107,7 @@ class FilePartial:
         """
         self.blob = blob
         self.layout = layout
+        self._header = header_to_bytes(layout)
         self.path = path
         self.record_path = record_path
         self._lock = threading.Lock()
@@ -165,12 +165,11 @@ class FilePartial:
 
     def _rewrite_record(self) -> None:
         """Start the log anew with what was recovered, so that it stays short and clean."""
-        header = header_to_bytes(self.layout)
         if not self._have and not self._prefixes:
             os.ftruncate(self._record_fd, 0)
-            os.pwrite(self._record_fd, header, 0)
+            os.pwrite(self._record_fd, self._header, 0)
             return
-        lines = [header]
+        lines = [self._header]
         for index in self._have:
             digest = self._table.find(index)
             assert digest is not None, "a held chunk has a digest"
@@ -341,7 +340,7 @@ class FilePartial:
         with self._lock:
             self._check_not_poisoned()
             end = os.lseek(self._record_fd, 0, os.SEEK_END)
-            covered = (end - HEADER_SIZE_BYTES) // RECORD_SIZE_BYTES
+            covered = (end - len(self._header)) // RECORD_SIZE_BYTES
         try:
             os.fdatasync(self.fd)
             with self._lock:

@@ -70,3 +70,34 @@ def m002_refuted(db: Database) -> None:
         "CREATE TABLE refuted (digest TEXT PRIMARY KEY, until_wall_s REAL NOT NULL) "
         "WITHOUT ROWID, STRICT"
     )
+
+
+@migrations()
+def m003_space(db: Database) -> None:
+    """
+    Layouts with boundaries of their own; a chunk in several blobs; what eviction, checks, leases
+    and watched folders need.
+    """
+    db.execute("ALTER TABLE blobs ADD COLUMN layout_spans BLOB")
+    # Shares its bytes with a file that somebody else owns: evicting it frees nothing.
+    db.execute("ALTER TABLE blobs ADD COLUMN is_adopted INTEGER NOT NULL DEFAULT 0")
+    # Where a check that ran out of time goes on, in chunks.
+    db.execute("ALTER TABLE blobs ADD COLUMN checked_chunks INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE snapshots ADD COLUMN used_tick INTEGER NOT NULL DEFAULT 0")
+    db.execute(
+        "CREATE TABLE chunk_places (digest BLOB NOT NULL, blob TEXT NOT NULL, "
+        "chunk_index INTEGER NOT NULL, PRIMARY KEY (digest, blob, chunk_index)) "
+        "WITHOUT ROWID, STRICT"
+    )
+    db.execute("INSERT INTO chunk_places SELECT digest, blob, chunk_index FROM chunks")
+    db.execute("DROP TABLE chunks")
+    db.execute("CREATE INDEX chunk_places_blob ON chunk_places (blob)")
+    db.execute(
+        "CREATE TABLE leases (id TEXT PRIMARY KEY, hub TEXT NOT NULL, kind TEXT NOT NULL, "
+        "repo TEXT NOT NULL, commit_id TEXT NOT NULL, holder TEXT NOT NULL, "
+        "expires_wall_s REAL NOT NULL) WITHOUT ROWID, STRICT"
+    )
+    db.execute(
+        "CREATE TABLE watched (path TEXT PRIMARY KEY, added_wall_s REAL NOT NULL) "
+        "WITHOUT ROWID, STRICT"
+    )

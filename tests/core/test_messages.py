@@ -60,7 +60,7 @@ def swarm_entries(draw: st.DrawFn) -> SwarmEntry:
     bits = st.integers(0, (1 << count) - 1)
     return SwarmEntry(
         BlobDigest("sha256", draw(st.binary(min_size=32, max_size=32)).hex()),
-        layout,
+        layout.id,
         Bitfield(count, draw(bits)),
         Bitfield(count, draw(bits)),
         draw(st.booleans()),
@@ -89,7 +89,7 @@ def test_exchange_unknown_fields_are_ignored() -> None:
 
 def test_exchange_unreadable_entries_are_left_out() -> None:
     """One entry of a later layout does not spoil the others."""
-    good = SwarmEntry(BLOB, Layout(5), Bitfield(1), Bitfield(1))
+    good = SwarmEntry(BLOB, Layout(5).id, Bitfield(1), Bitfield(1))
     message = Exchange(HELLO, 1, (good,)).to_json()
     other_layout = {**good.to_json(), "layout": "by-tensor"}
     wrong_size = {**good.to_json(), "size": 1 << 61}
@@ -196,8 +196,8 @@ READERS: list[Callable[[object], object]] = [
 ]
 GOOD_MESSAGES: list[Json] = [
     HELLO.to_json(),
-    SwarmEntry(BLOB, Layout(5), Bitfield(1), Bitfield.full(1)).to_json(),
-    Exchange(HELLO, 7, (SwarmEntry(BLOB, Layout(5), Bitfield(1), Bitfield(1)),)).to_json(),
+    SwarmEntry(BLOB, Layout(5).id, Bitfield(1), Bitfield.full(1)).to_json(),
+    Exchange(HELLO, 7, (SwarmEntry(BLOB, Layout(5).id, Bitfield(1), Bitfield(1)),)).to_json(),
     table_to_json(ChunkTable(BLOB, Layout(5))),
     snapshot_to_json(SNAPSHOT),
 ]

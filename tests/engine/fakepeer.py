@@ -128,7 +128,7 @@ class FakePeer:
     def _entry(self, blob: BlobDigest) -> SwarmEntry:
         layout = Layout(len(self.contents[blob]))
         count = layout.chunk_count
-        return SwarmEntry(blob, layout, Bitfield.full(count), Bitfield(count), self.is_fetching)
+        return SwarmEntry(blob, layout.id, Bitfield.full(count), Bitfield(count), self.is_fetching)
 
     async def _run(self, request: web.Request) -> web.StreamResponse:
         first, last = (int(text) for text in request.match_info["run"].split("-"))

@@ -209,7 +209,7 @@ async def test_pull_right_after_a_cancel_succeeds(engine: Engine, hub: Hub) -> N
 async def test_pin_is_recorded_once_the_model_is_here(engine: Engine) -> None:
     """A job with a pin leaves one that names revision and commit."""
     job = await engine.pull(REPO, is_pin=True)
-    pins = await engine.context.index.call(lambda i: i.catalogue.list_pins())
+    pins = await engine.context.index.call(lambda i: i.roots.list_pins())
     assert [(pin.revision, pin.commit) for pin in pins] == [("main", job.commit)]
 
 

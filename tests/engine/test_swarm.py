@@ -39,7 +39,7 @@ def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_exchange(number: int, port: int, *, blobs: int = 0) -> Exchange:
     """Make what a peer says of itself."""
     count = 20
-    entry = SwarmEntry(BLOB, Layout(len(WEIGHTS)), Bitfield.full(count), Bitfield(count))
+    entry = SwarmEntry(BLOB, Layout(len(WEIGHTS)).id, Bitfield.full(count), Bitfield(count))
     return Exchange(Hello(f"{number:032x}", f"peer-{number}", "0.1.0"), port, (entry,) * blobs)
 
 

@@ -118,7 +118,7 @@ class Member:
         """Return what this member says."""
         return SwarmEntry(
             BLOB,
-            self.world.layout,
+            self.world.layout.id,
             self.have.copy(),
             self.intent.copy(),
             not self.is_complete,

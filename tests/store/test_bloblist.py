@@ -90,7 +90,7 @@ def test_bloblist_shareable_is_what_is_proven_and_public(blobs: BlobList) -> Non
     blobs.put(make_row(unproven, is_hashed=False))
     absent = make_sample(400)
     asked = [absent.blob, unproven.blob, SECOND.blob, FIRST.blob]
-    assert blobs.find_shareable(asked) == [(FIRST.blob, len(FIRST.content))]
+    assert blobs.find_shareable(asked) == [(FIRST.blob, FIRST.layout)]
 
 
 def test_bloblist_set_public_changes_that_alone(blobs: BlobList) -> None:

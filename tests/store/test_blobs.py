@@ -260,14 +260,14 @@ def test_count_held_bytes_reads_the_record_of_an_idle_partial(
     store: FileBlobStore, small_chunks: int
 ) -> None:
     """Held chunks count, forgotten ones do not, no record counts nothing."""
-    assert store.count_held_bytes(SAMPLE.blob, SAMPLE.layout) == 0
+    assert store.count_held_bytes(SAMPLE.blob) == 0
     partial = store.open_partial(SAMPLE.blob, SAMPLE.layout)
     for chunk in SAMPLE.chunks():
         partial.put(chunk, PEER_ID)
     partial.flush()
-    assert store.count_held_bytes(SAMPLE.blob, SAMPLE.layout) == len(SAMPLE.content)
+    assert store.count_held_bytes(SAMPLE.blob) == len(SAMPLE.content)
     partial.forget([0])
-    assert store.count_held_bytes(SAMPLE.blob, SAMPLE.layout) == len(SAMPLE.content) - small_chunks
+    assert store.count_held_bytes(SAMPLE.blob) == len(SAMPLE.content) - small_chunks
     partial.close()
 
 

@@ -162,17 +162,3 @@ def test_catalogue_ref_moves(catalogue: Catalogue) -> None:
     assert catalogue.find_ref(REPO, "main") == RefRow(REPO, "main", OTHER_COMMIT, 2.0)
     assert catalogue.find_ref(SAME_NAME, "main") is None
     assert {row.revision for row in catalogue.list_refs(REPO)} == {"main", "refs/pr/1"}
-
-
-def test_catalogue_pin_is_kept_until_removed(catalogue: Catalogue) -> None:
-    """A pin protects under the revision that was named; removing says if there was one."""
-    first, second = RefRow(REPO, "main", COMMIT, 1.0), RefRow(SAME_NAME, "v1", COMMIT, 2.0)
-    catalogue.put_pin(second)
-    catalogue.put_pin(first)
-    assert catalogue.list_pins() == [first, second]
-    moved = RefRow(REPO, "main", OTHER_COMMIT, 3.0)
-    catalogue.put_pin(moved)
-    assert catalogue.list_pins() == [second, moved]
-    assert catalogue.remove_pin(REPO, "main")
-    assert not catalogue.remove_pin(REPO, "main")
-    assert catalogue.list_pins() == [second]

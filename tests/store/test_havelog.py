@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from p2pcache.core.layout import CHUNK_SIZE_BYTES, Layout
 from p2pcache.store.havelog import (
-    HEADER_SIZE_BYTES,
     RECORD_SIZE_BYTES,
     Kind,
     Record,
@@ -23,6 +22,7 @@ from p2pcache.store.havelog import (
 )
 
 LAYOUT = Layout(10 * CHUNK_SIZE_BYTES)
+HEADER_SIZE_BYTES = len(header_to_bytes(LAYOUT))
 records_ = st.lists(
     st.builds(
         Record,

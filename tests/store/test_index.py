@@ -46,7 +46,7 @@ def test_index_new_is_empty_and_asks_to_be_filled(path: Path) -> None:
     assert index.was_rebuilt
     assert index.blobs.measure() == (0, 0)
     assert index.catalogue.list_snapshots() == []
-    assert index.catalogue.list_pins() == []
+    assert index.roots.list_pins() == []
     index.close()
 
 
@@ -73,7 +73,7 @@ def test_index_is_durable_when_a_call_returns(index: Index, path: Path) -> None:
 def test_index_tables_are_strict(index: Index) -> None:
     """A value of a wrong type is refused by the database itself."""
     with pytest.raises(sqlite3.IntegrityError):
-        index._db.execute("INSERT INTO chunks VALUES (x'00', 'blob', 'not a number')")
+        index._db.execute("INSERT INTO chunk_places VALUES (x'00', 'blob', 'not a number')")
 
 
 @pytest.mark.parametrize("content", [b"not a database at all" * 500, b"SQLite format 3\x00" * 300])

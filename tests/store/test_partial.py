@@ -22,10 +22,11 @@ from p2pcache.core.layout import Layout
 from p2pcache.core.verify import digest_of
 from p2pcache.errors import StoreError, StoreFullError
 from p2pcache.store.blobs import FileBlobStore
-from p2pcache.store.havelog import HEADER_SIZE_BYTES, RECORD_SIZE_BYTES, Kind, iter_records
+from p2pcache.store.havelog import RECORD_SIZE_BYTES, Kind, header_to_bytes, iter_records
 from p2pcache.store.partial import FilePartial
 from tests.samples import PEER_ID, Sample, make_sample
 
+HEADER_SIZE_BYTES = len(header_to_bytes(Layout(0)))
 pytestmark = pytest.mark.usefixtures("small_chunks")
 
 SAMPLE = make_sample(6 * 4096 - 100)
