@@ -358,7 +358,7 @@ def test_answer_that_is_too_large_is_refused(
     client: Client, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reading ends at the limit."""
-    monkeypatch.setattr(client_module, "ANSWER_BYTES_MAX", 10)
+    monkeypatch.setattr("p2pcache.client.wire.ANSWER_BYTES_MAX", 10)
     daemon.say("GET", "/models", {"models": []})
     with pytest.raises(DaemonError, match="no p2pcache daemon"):
         client.models()

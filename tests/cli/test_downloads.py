@@ -166,7 +166,7 @@ def test_pull_interrupted_cancels_and_keeps(
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("p2pcache.client.time.sleep", interrupt)
+    monkeypatch.setattr("p2pcache.client.client.time.sleep", interrupt)
     result = run("pull", "org/name")
     assert result.exit_code == 130
     assert daemon.paths("DELETE") == ["/downloads/d1"]
@@ -188,7 +188,7 @@ def test_pull_interrupted_without_daemon_says_so(
         daemon.stop()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("p2pcache.client.time.sleep", interrupt)
+    monkeypatch.setattr("p2pcache.client.client.time.sleep", interrupt)
     result = run("pull", "org/name")
     assert result.exit_code == 130
     assert "cancelling failed (No daemon answers" in result.stderr
@@ -220,7 +220,7 @@ def test_pull_of_vanished_daemon_exits_14_with_next_step(
     run: RunCommand, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who waits learns that the daemon is gone, that nothing is lost, and what to do."""
-    monkeypatch.setattr("p2pcache.client.time.sleep", lambda seconds: daemon.stop())
+    monkeypatch.setattr("p2pcache.client.client.time.sleep", lambda seconds: daemon.stop())
     result = run("pull", "org/name")
     assert result.exit_code == 14
     assert "went away during the download" in result.stderr

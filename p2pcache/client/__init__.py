@@ -1,0 +1,31 @@
+"""The typed client of the local daemon."""
+
+from p2pcache.client.answers import Json, error_of_answer, error_of_download
+from p2pcache.client.client import FINAL_STATES, Client
+from p2pcache.client.finding import (
+    ENDPOINT_NAME,
+    LOCAL_DEFAULT,
+    LOCK_NAME,
+    TOKEN_NAME,
+    default_store,
+    find_endpoint,
+    find_named_store,
+)
+from p2pcache.client.wire import ANSWER_BYTES_MAX, API_PREFIX
+
+__all__ = [
+    "ANSWER_BYTES_MAX",
+    "API_PREFIX",
+    "ENDPOINT_NAME",
+    "FINAL_STATES",
+    "LOCAL_DEFAULT",
+    "LOCK_NAME",
+    "TOKEN_NAME",
+    "Client",
+    "Json",
+    "default_store",
+    "error_of_answer",
+    "error_of_download",
+    "find_endpoint",
+    "find_named_store",
+]
