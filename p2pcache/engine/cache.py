@@ -22,6 +22,7 @@ from p2pcache.core.refs import ModelReference, SnapshotId
 from p2pcache.core.residency import FileResidency, Residency, measure_residency
 from p2pcache.core.snapshot import FileEntry, Snapshot
 from p2pcache.engine.access import Access
+from p2pcache.engine.claims import Claims
 from p2pcache.engine.context import Context
 from p2pcache.engine.fetches import ActiveFetch, Fetches
 from p2pcache.engine.librarian import Librarian, Resolved
@@ -37,8 +38,8 @@ from p2pcache.errors import (
     StoreError,
     StoreFullError,
 )
+from p2pcache.store.disk import store_error
 from p2pcache.store.index import Index
-from p2pcache.store.partial import store_error
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Cache:
         self.access = Access(context)
         self.librarian = Librarian(context, self.swarm, self.access)
         self.fetches = Fetches(context, self.swarm, self.shelf)
+        self.claims = Claims(self.fetches)
         self.access.on_revoked = self.fetches.hide
 
     async def open_file(
@@ -128,6 +130,7 @@ class Cache:
             StoreError: No room, or the disk failed.
         """
         while True:
+            await self.claims.wait_free(entry.digest)
             found = await self.shelf.open_proven(entry.digest)
             if found is not None:
                 try:
@@ -138,6 +141,8 @@ class Cache:
                     os.close(found.fd)
                     raise
                 return Landing(entry, found.fd, None)
+            if self.claims.is_held(entry.digest):
+                continue  # somebody else fills it, since a moment ago
             active = self.fetches.find(entry.digest)
             if active is not None:
                 check_size(snapshot, entry, active.fetch.layout.size_bytes)

@@ -36,6 +36,8 @@ BULK_THREADS_MAX = 8
 PEER_THREADS_MAX = 16
 # All blobs together: a share of the hub's link that one site may take without being rude.
 UPSTREAM_REQUESTS_INFLIGHT_MAX = 8
+# A hub that asks to slow down without saying how long.
+RATE_LIMIT_PAUSE_S = 5.0
 
 
 @dataclass(slots=True)
@@ -45,9 +47,10 @@ class UpstreamBudget:
     requests_inflight: int = 0
     paused_until_s: float = 0.0
 
-    def pause(self, seconds: float, *, now_s: float) -> None:
+    def pause(self, retry_after_s: float | None, *, now_s: float) -> None:
         """Ask nothing for a while: the hub said so, and it means every request of ours."""
-        self.paused_until_s = max(self.paused_until_s, now_s + seconds)
+        pause_s = retry_after_s or RATE_LIMIT_PAUSE_S
+        self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
 
 
 @dataclass(slots=True)

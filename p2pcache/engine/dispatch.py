@@ -44,8 +44,6 @@ CRAWLER_PAUSE_S = 60.0
 REFUSED_PAUSE_S = 1.0
 # After so many refusals without a chunk in between, a peer's word on a chunk is not believed.
 REFUSALS_IN_A_ROW_MAX = 3
-# A hub that asks to slow down without saying how long.
-RATE_LIMIT_PAUSE_S = 5.0
 
 
 class Dispatcher:
@@ -220,7 +218,7 @@ class Dispatcher:
         now_s = self._context.clock.monotonic_s()
         if peer is None:
             if isinstance(error, UpstreamRateLimitedError):
-                self._context.budget.pause(error.retry_after_s or RATE_LIMIT_PAUSE_S, now_s=now_s)
+                self._context.budget.pause(error.retry_after_s, now_s=now_s)
             self._state.patience.note_failure(error, now_s=now_s)
             return
         if isinstance(error, ChunkMismatchError):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from dataclasses import replace
 from functools import partial
 
 from p2pcache.core.chunktable import ChunkTable
@@ -19,16 +20,19 @@ from p2pcache.core.digest import BlobDigest, ChunkDigest
 from p2pcache.core.layout import Layout
 from p2pcache.core.messages import SwarmEntry
 from p2pcache.core.planner import UPSTREAM
-from p2pcache.core.verify import digest_of
+from p2pcache.core.verify import digest_of, verify_chunk
 from p2pcache.engine.context import Context
 from p2pcache.engine.dispatch import Dispatcher
 from p2pcache.engine.fetchstate import FetchOrder, FetchState, Suspect
+from p2pcache.engine.layouts import FoundLayout
 from p2pcache.engine.prover import prove
 from p2pcache.engine.single import see_through
 from p2pcache.engine.swarm import Swarm
+from p2pcache.engine.twins import Twins
 from p2pcache.errors import IntegrityError, NoSourceError, StoreError
 from p2pcache.store.base import FileStamp
-from p2pcache.store.partial import FilePartial
+from p2pcache.store.filelayout import find_file_layout, hash_file
+from p2pcache.store.partial import LIKENESS_SOURCE, FilePartial
 from p2pcache.transfer.peer import thread_buffer
 
 log = logging.getLogger(__name__)
@@ -48,6 +52,7 @@ class BlobFetch:
         self.state = FetchState.of(order)
         self._context = context
         self._swarm = swarm
+        self._cut = FoundLayout(order.layout)
         self._partial: FilePartial | None = None
         self._dispatcher: Dispatcher | None = None
         # Until the peers were asked once, nobody knows whether they will be sources.
@@ -82,6 +87,8 @@ class BlobFetch:
         come as long as streaming_count is held, is from a trusted source.
         """
         state = self.state
+        if state.find_likely() and state.streaming_count == 0:
+            return False
         if state.order.trusts_peers:
             return True
         if not self._has_met_peers:
@@ -110,23 +117,48 @@ class BlobFetch:
         """Wake the planner alone: what a reader waits for has changed."""
         self._wake.set()
 
-    async def open(self) -> None:
+    async def open(self, cut: FoundLayout) -> None:
         """
         Find what an earlier run left, and reserve room for the rest.
+
+        Args:
+            cut: Where the blob's chunks begin, and what is known of it by that.
 
         Raises:
             StoreError: No room, or the disk failed.
         """
+        self._cut = cut
+        self.state = FetchState.of(replace(self.state.order, layout=cut.layout))
+        self.state.patience = cut.patience or self.state.patience
         store, order = self._context.store, self.state.order
         opened = await self._context.in_bulk(store.open_partial, order.blob, order.layout)
         found = opened.snapshot()
         self._partial = opened
         self.state.have, self.state.sources = found.have, found.sources
         self.state.unchecked = found.have.copy()
+        for index, source_id in found.sources.items():
+            if source_id == LIKENESS_SOURCE:
+                self.state.copied.add(index)
         self.state.bytes_from["disk"] = self.state.held_bytes
+        await self._keep_head(cut.head)
         self._dispatcher = Dispatcher(
             self._context, self._swarm, self.state, opened, self.note_change
         )
+
+    async def _keep_head(self, head: bytes) -> None:
+        """Keep the bytes that told the layout: they are the file's first ones."""
+        count = 0
+        while count < self.layout.chunk_count and self.layout.span_of(0, count)[1] <= len(head):
+            count += 1
+        put = partial(_put_head, self.partial, memoryview(head), count)
+        await self._context.in_bulk(put)
+        for index in range(count):
+            if index not in self.state.have:
+                length = self.layout.length_of(index)
+                self.state.have.add(index)
+                self.state.sources[index] = UPSTREAM
+                self.state.bytes_from["upstream"] += length
+                self._context.bytes_counted["upstream", "in"] += length
 
     async def run(self) -> tuple[FileStamp, ChunkTable]:
         """
@@ -141,6 +173,8 @@ class BlobFetch:
             StoreError: The disk failed or is full.
         """
         assert self._dispatcher is not None, "open() comes first"
+        twins = Twins(self._context, self._swarm, self.state, self.partial, self.note_change)
+        taking: list[asyncio.Task[None]] = []
         helpers = [
             asyncio.create_task(self._flush_regularly()),
             asyncio.create_task(self._check_earlier_chunks()),
@@ -152,15 +186,24 @@ class BlobFetch:
             if self.state.order.is_public and self.state.missing and is_new:
                 await self._swarm.begin_round()
             self._has_met_peers = True
+            await twins.find(self._cut)
+            taking.append(asyncio.create_task(twins.take()))
             self.note_change()
             return await self._fill_and_publish(self._dispatcher)
         finally:
             self._swarm.unregister(self.blob)
-            await see_through(self._wind_up(self._dispatcher, helpers))
+            twins.stop()
+            await see_through(self._wind_up(self._dispatcher, helpers, taking))
 
-    async def _wind_up(self, dispatcher: Dispatcher, helpers: list[asyncio.Task[None]]) -> None:
+    async def _wind_up(
+        self,
+        dispatcher: Dispatcher,
+        helpers: list[asyncio.Task[None]],
+        taking: list[asyncio.Task[None]],
+    ) -> None:
         """Return once no thread writes any more, and what was written is durable."""
         await dispatcher.stop()
+        await asyncio.gather(*taking, return_exceptions=True)
         for helper in helpers:
             helper.cancel()
         await asyncio.gather(*helpers, return_exceptions=True)
@@ -170,7 +213,8 @@ class BlobFetch:
 
     async def _fill_and_publish(self, dispatcher: Dispatcher) -> tuple[FileStamp, ChunkTable]:
         store = self._context.store
-        for attempt in range(1, PROOF_ATTEMPTS_MAX + 1):
+        attempt = 1
+        while attempt <= PROOF_ATTEMPTS_MAX:
             proving = asyncio.create_task(
                 prove(self._context, self.partial, self.state.is_checked, self.wait_for_change)
             )
@@ -186,8 +230,14 @@ class BlobFetch:
                 publish = partial(store.publish, is_public=self.state.order.is_public)
                 stamp = await see_through(self._context.in_bulk(publish, self.partial, proof))
                 self.state.is_published = True
-                return stamp, table
+                return stamp, await self._cut_rightly(table)
+            likely = self.state.find_likely()
+            if likely:
+                log.info("%s only looked like a file that is here; fetching the rest", self.blob)
+                await self._forget(likely)
+                continue
             await self._drop_doubtful(dispatcher, table, attempt)
+            attempt += 1
         raise AssertionError("the last attempt proves or raises")
 
     async def _check_earlier_chunks(self) -> None:
@@ -233,7 +283,8 @@ class BlobFetch:
         state = self.state
         if state.failure is not None:
             raise state.failure
-        if not dispatcher.is_idle or not state.patience.is_given_up():
+        is_waiting = not dispatcher.is_idle or state.is_looking_here
+        if is_waiting or not state.patience.is_given_up():
             return
         now_s = self._context.clock.monotonic_s()
         patience_s = 2 * self._context.limits.lease_s
@@ -284,12 +335,38 @@ class BlobFetch:
             digest = table.find(index)
             if digest is not None and state.sources.get(index) != UPSTREAM:
                 state.suspects[index] = Suspect(digest, state.sources[index])
-            state.forget(index)
         state.excluded |= senders
         state.asks_peers = attempt < PROOF_ATTEMPTS_MAX - 1
-        state.proof_failures += 1
+        await self._forget(doubtful)
+
+    async def _forget(self, chunk_indexes: list[int]) -> None:
+        """Take out chunks that the proof put in doubt."""
+        for index in chunk_indexes:
+            self.state.forget(index)
+        self.state.proof_failures += 1
         self.note_change()
-        await self._context.in_bulk(self.partial.forget, doubtful)
+        await self._context.in_bulk(self.partial.forget, chunk_indexes)
+
+    async def _cut_rightly(self, table: ChunkTable) -> ChunkTable:
+        """
+        Return the table in the layout that the proven bytes themselves say.
+
+        A peer that said another one cost a detour; what it said is not passed on.
+        """
+        peer_id = self._cut.claimed_by
+        if peer_id is None:
+            return table
+        fd, size_bytes = self.partial.fd, self.layout.size_bytes
+        layout = await self._context.in_bulk(find_file_layout, fd, size_bytes)
+        if layout == table.layout:
+            return table
+        # No ban: it may only have passed on what somebody told it.
+        fault = self._context.make_fault(
+            peer_id, peer_id, "other layout", f"It cut {self.state.order.location.what} wrongly."
+        )
+        self._context.blame.faults.append(fault)
+        right, _ = await self._context.in_bulk(hash_file, fd, self.blob, layout)
+        return right
 
     def _name_liars(self, dispatcher: Dispatcher, table: ChunkTable) -> None:
         """Now that the truth is known, ban whoever sent a chunk that differs from it."""
@@ -322,3 +399,17 @@ def _is_right(partial: FilePartial, chunk_index: int, expected: ChunkDigest | No
     view = thread_buffer()[: partial.layout.length_of(chunk_index)]
     partial.read_into(partial.layout.offset_of(chunk_index), view)
     return digest_of(view) == expected
+
+
+def _put_head(partial: FilePartial, head: memoryview, whole_count: int) -> None:
+    """Write the chunks that a head covers, and the start of the next one."""
+    layout = partial.layout
+    for index in range(whole_count):
+        offset, length = layout.span_of(index, index)
+        view = head[offset : offset + length]
+        chunk = verify_chunk(partial.blob, layout, index, view, expected=None, source_id=UPSTREAM)
+        partial.put(chunk, UPSTREAM)
+    if whole_count < layout.chunk_count:
+        rest = head[layout.offset_of(whole_count) :]
+        if rest:
+            partial.put_prefix(whole_count, rest, 0)

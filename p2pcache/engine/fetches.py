@@ -23,6 +23,7 @@ from p2pcache.core.snapshot import FileEntry, Snapshot
 from p2pcache.engine.context import Context
 from p2pcache.engine.fetch import BlobFetch
 from p2pcache.engine.fetchstate import FetchOrder
+from p2pcache.engine.layouts import Layouts
 from p2pcache.engine.shelf import ChunkRun, Shelf
 from p2pcache.engine.single import see_through
 from p2pcache.engine.swarm import Swarm
@@ -135,6 +136,7 @@ class Fetches:
         self._context = context
         self._swarm = swarm
         self._shelf = shelf
+        self._layouts = Layouts(context, swarm)
         self._active: dict[BlobDigest, ActiveFetch] = {}
         self._followers: set[asyncio.Task[None]] = set()
 
@@ -182,14 +184,14 @@ class Fetches:
         )
         active = ActiveFetch(BlobFetch(self._context, self._swarm, order), self._context.clock)
         self._active[entry.digest] = active
-        active.task = asyncio.create_task(self._run(active))
+        active.task = asyncio.create_task(self._run(active, entry.path))
         active.task.add_done_callback(_retrieve)
         return active
 
-    async def _run(self, active: ActiveFetch) -> None:
+    async def _run(self, active: ActiveFetch, path: str) -> None:
         fetch = active.fetch
         try:
-            await fetch.open()
+            await fetch.open(await self._layouts.find(fetch.state.order, path))
             active.is_open.set()
             stamp, table = await fetch.run()
             is_public = fetch.state.order.is_public

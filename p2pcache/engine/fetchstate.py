@@ -21,6 +21,7 @@ from p2pcache.core.planner import UPSTREAM, PeerView
 from p2pcache.core.upstream import UpstreamLocation
 from p2pcache.engine.peer import Peer
 from p2pcache.errors import P2PCacheError
+from p2pcache.store.partial import LIKENESS_SOURCE
 
 # A reader without a byte for this long gets its next chunk from wherever it can be had.
 READER_PATIENCE_S = 2.0
@@ -58,6 +59,8 @@ class FetchState:
     intent: Bitfield
     # Chunks of an earlier run that were not hashed again yet: held, but given to nobody.
     unchecked: Bitfield
+    # Chunks that were copied from other files here.
+    copied: Bitfield
     # Whom each chunk in flight was asked of: one source, or two for a starving reader.
     asked: dict[int, set[str]] = field(default_factory=dict)
     sources: dict[int, str] = field(default_factory=dict)
@@ -83,13 +86,16 @@ class FetchState:
     proof_failures: int = 0
     # Whether a reader was given bytes before the proof.
     was_read: bool = False
+    # Whether chunks may still come from other files here, whatever the hub and the peers do.
+    is_looking_here: bool = False
     is_published: bool = False
 
     @classmethod
     def of(cls, order: FetchOrder) -> FetchState:
         """Return the state of a fetch that has nothing yet."""
         count = order.layout.chunk_count
-        return cls(order, Bitfield(count), Bitfield(count), Bitfield(count), Bitfield(count))
+        fields = [Bitfield(count) for _ in range(5)]
+        return cls(order, fields[0], fields[1], fields[2], fields[3], fields[4])
 
     @property
     def missing(self) -> Bitfield:
@@ -107,11 +113,16 @@ class FetchState:
 
     def is_trusted(self, chunk_index: int) -> bool:
         """Return whether a chunk that is here may be read before the whole blob is proven."""
-        if chunk_index in self.unchecked:
+        source_id = self.sources.get(chunk_index)
+        if chunk_index in self.unchecked or source_id == LIKENESS_SOURCE:
             return False
         if self.order.trusts_peers:
             return True
-        return self.order.trusts_upstream and self.sources.get(chunk_index) == UPSTREAM
+        return self.order.trusts_upstream and source_id == UPSTREAM
+
+    def find_likely(self) -> list[int]:
+        """Return the chunks that were taken from other files here on likeness alone."""
+        return [i for i in self.copied if self.sources.get(i) == LIKENESS_SOURCE]
 
     def find_shareable(self) -> Bitfield:
         """
@@ -119,7 +130,7 @@ class FetchState:
 
         A chunk of unknown worth is not passed on: the blame would fall on us.
         """
-        if self.order.trusts_peers:
+        if self.order.trusts_peers and not self.find_likely():
             return self.have - self.unchecked
         return Bitfield.of(self.have.length, filter(self.is_trusted, self.have))
 
@@ -181,11 +192,12 @@ class FetchState:
         """Take out a chunk that turned out to be doubtful; it counts as not here."""
         length = self.order.layout.length_of(chunk_index)
         kind = "upstream" if self.sources.pop(chunk_index, None) == UPSTREAM else "peer"
-        if self.bytes_from[kind] < length:
-            kind = "disk"  # an earlier run brought it
+        if chunk_index in self.copied or self.bytes_from[kind] < length:
+            kind = "disk"  # an earlier run brought it, or another file here
         self.bytes_from[kind] -= length
         self.have.discard(chunk_index)
         self.unchecked.discard(chunk_index)
+        self.copied.discard(chunk_index)
 
     def find_starving(self, *, now_s: float) -> list[int]:
         """Return the chunks that a reader has waited for too long."""

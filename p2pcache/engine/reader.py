@@ -54,7 +54,7 @@ class BlobReader:
         self.size_bytes = size_bytes
         self._fd = fd
         self._active = active
-        self._layout = Layout(size_bytes)
+        self._layout = Layout(size_bytes) if active is None else active.fetch.layout
         self._id = next(_numbers)
         self._is_streaming = False
         self._proof_failures = 0

@@ -137,6 +137,45 @@ class BlobList:
             return BlobDigest.parse(str(row["blob"])), int(row["chunk_index"])
         return None
 
+    def list_with_tensors(self, count_max: int) -> list[BlobDigest]:
+        """Return the proven blobs that are cut at tensors, the latest first."""
+        query = (
+            "SELECT digest FROM blobs WHERE is_proven AND layout_spans IS NOT NULL "
+            "ORDER BY rowid DESC LIMIT ?"
+        )
+        return [
+            BlobDigest.parse(str(row["digest"])) for row in self._db.query(query, [count_max])
+        ]
+
+    def find_twins(
+        self, table: ChunkTable, wanted: Iterable[int]
+    ) -> list[tuple[int, BlobDigest, int]]:
+        """
+        Find chunks of one blob in others that are here and proven.
+
+        Args:
+            table: The blob's, as far as it is known.
+            wanted: The chunks to look for.
+
+        Returns:
+            (chunk of the table's blob, another blob, offset in it in bytes) for each that is found.
+        """
+        layouts: dict[BlobDigest, Layout] = {}
+        found = []
+        for index in wanted:
+            digest = table.find(index)
+            place = None if digest is None else self.find_chunk(digest)
+            if place is None or place[0] == table.blob:
+                continue
+            blob, other_index = place
+            if blob not in layouts:
+                row = self.find(blob)
+                assert row is not None, "a chunk's place is in a blob that has a row"
+                assert row.table is not None, "a proven blob has a table"
+                layouts[blob] = row.table.layout
+            found.append((index, blob, layouts[blob].offset_of(other_index)))
+        return found
+
     def set_checked(self, blob: BlobDigest, checked_chunks: int, wall_s: float) -> None:
         """Record how far a check came; 0 chunks and the time mean that it came to the end."""
         with self._db.atomic():

@@ -3,7 +3,8 @@ Owns the files of the store: `partial/` and `blobs/`.
 
 Knows nothing of the index or of repositories.
 Invariants: publish is fsync → chmod → rename → fsync of both folders; a path is built only from
-the hex of a parsed digest; a published file is read-only.
+the hex of a parsed digest; a published file of ours is read-only, and a foreign one (adopt.py) is
+never written to and never given another mode.
 Source: design.md §4; docs/reference/store-layout.md.
 """
 
@@ -21,17 +22,24 @@ from p2pcache.core.layout import Layout
 from p2pcache.core.verify import BlobProof
 from p2pcache.errors import InvalidDigestError
 from p2pcache.store.base import BlobFile, FileStamp, PartialBlob
+from p2pcache.store.disk import store_error, sync_directory, try_set_mode
 from p2pcache.store.havelog import Kind, find_layout, iter_records
-from p2pcache.store.partial import NEW_SUFFIX, FilePartial, store_error, sync_directory
+from p2pcache.store.partial import NEW_SUFFIX, FilePartial
 
 # Other users' workers map public weights; restricted ones are the daemon's alone.
 PUBLIC_MODE = 0o444
 RESTRICTED_MODE = 0o400
+# Beside a blob that is a hard link to somebody else's file, whose mode says nothing of ours.
+ADOPTED_SUFFIX = ".adopted"
 # The unit of st_blocks, whatever the file system's own blocks are.
 _STAT_BLOCK_SIZE_BYTES = 512
 _INODE_MASK = (1 << 63) - 1
-# What open(2) says when a name is free, or is a link, which no blob of ours is.
+# A link leads on only where the store says so; a FIFO of that name must not hold us up.
+_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+# What open(2) says when a name is free, or leads nowhere.
 _ABSENT_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+# The same for the file that a blob refers to, on a disk that may be gone or closed to us.
+_UNREACHABLE_ERRNOS = (*_ABSENT_ERRNOS, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENXIO)
 
 
 def stamp_of(status: os.stat_result) -> FileStamp:
@@ -60,6 +68,10 @@ class FileBlobStore:
     def _record_path(self, blob: BlobDigest) -> Path:
         return self._partial / f"{blob.algorithm}-{blob.hex}.have"
 
+    def partial_paths_of(self, blob: BlobDigest) -> tuple[Path, Path]:
+        """Return where a partial and its have-record lie, whether they are there or not."""
+        return self._partial_path(blob), self._record_path(blob)
+
     def open_partial(self, blob: BlobDigest, layout: Layout) -> FilePartial:
         """Continue or begin to fill a blob. See BlobStore.open_partial."""
         path, record_path = self._partial_path(blob), self._record_path(blob)
@@ -81,6 +93,7 @@ class FileBlobStore:
         try:
             target.parent.mkdir(mode=0o755, exist_ok=True)
             os.rename(partial.path, target)
+            self.unmark_foreign(partial.blob)
             sync_directory(target.parent)
             sync_directory(target.parent.parent)
             sync_directory(self._partial)
@@ -97,23 +110,57 @@ class FileBlobStore:
         self._set_mode(blob, RESTRICTED_MODE)
 
     def _set_mode(self, blob: BlobDigest, mode: int) -> None:
+        if self.is_foreign(blob):
+            return
         found = self.find_blob(blob)
         if found is not None:
             try:
-                os.fchmod(found.fd, mode)
+                try_set_mode(found.fd, mode)
             finally:
                 os.close(found.fd)
+
+    def is_foreign(self, blob: BlobDigest) -> bool:
+        """
+        Return whether a published blob's bytes are in a file that somebody else may own.
+
+        Such a file is read and unlinked here, never written to and never given another mode.
+        """
+        try:
+            mode = self.path_of(blob).lstat().st_mode
+            is_ours = stat.S_ISREG(mode) and stat.S_IMODE(mode) in (PUBLIC_MODE, RESTRICTED_MODE)
+            return not is_ours or self._marker_path(blob).exists()
+        except FileNotFoundError:
+            return False
+
+    def mark_foreign(self, blob: BlobDigest) -> None:
+        """
+        Note that what is about to be published under this name is somebody else's file.
+
+        Before the name, in the same folder: a disk keeps the order of both.
+        """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        os.close(os.open(self._marker_path(blob), flags, 0o600))
+
+    def unmark_foreign(self, blob: BlobDigest) -> None:
+        """Note, after the rename, that what has this name now is a file of ours."""
+        self._marker_path(blob).unlink(missing_ok=True)
+
+    def _marker_path(self, blob: BlobDigest) -> Path:
+        path = self.path_of(blob)
+        return path.with_name(path.name + ADOPTED_SUFFIX)
 
     def find_blob(self, blob: BlobDigest) -> BlobFile | None:
         """Open a published blob; None when there is none, or something else bears its name."""
         path = self.path_of(blob)
         try:
-            # O_NONBLOCK: a FIFO of that name must not hold us up.
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            fd = os.open(path, _READ_FLAGS)
         except OSError as error:
-            if error.errno in _ABSENT_ERRNOS:
+            if error.errno not in _ABSENT_ERRNOS:
+                raise store_error(error, path) from error
+            found = _open_target(path) if error.errno == errno.ELOOP else None
+            if found is None:
                 return None
-            raise store_error(error, path) from error
+            fd = found
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             os.close(fd)
@@ -125,7 +172,7 @@ class FileBlobStore:
         record_path = self._record_path(blob)
         new_record_path = record_path.with_name(record_path.name + NEW_SUFFIX)
         paths = [self._partial_path(blob), record_path, new_record_path]
-        paths += [] if partial_only else [self.path_of(blob)]
+        paths += [] if partial_only else [self.path_of(blob), self._marker_path(blob)]
         for path in paths:
             with contextlib.suppress(FileNotFoundError):
                 path.unlink()
@@ -139,13 +186,17 @@ class FileBlobStore:
                     continue
                 with contextlib.suppress(FileNotFoundError):
                     status = path.lstat()
+                    target = _find_target(path) if stat.S_ISLNK(status.st_mode) else None
+                    if target is not None:
+                        status = _try_lstat(target) or status
                     if stat.S_ISREG(status.st_mode):
                         yield blob, stamp_of(status)
 
     def is_world_readable(self, blob: BlobDigest) -> bool:
-        """Return whether a published file is marked as public content."""
+        """Return whether a published file is marked as public content; a foreign one never is."""
         try:
-            return bool(self.path_of(blob).stat().st_mode & stat.S_IROTH)
+            mode = stat.S_IMODE(self.path_of(blob).lstat().st_mode)
+            return mode == PUBLIC_MODE and not self.is_foreign(blob)
         except OSError:
             return False
 
@@ -203,3 +254,37 @@ class FileBlobStore:
             return BlobDigest.parse(f"{algorithm}:{digits}")
         except InvalidDigestError:
             return None
+
+
+def _find_target(path: Path) -> str | None:
+    """Return what a blob refers to in place of holding it: an absolute path, else nothing."""
+    try:
+        target = os.readlink(path)
+    except OSError:
+        return None
+    return target if os.path.isabs(target) else None
+
+
+def _open_target(path: Path) -> int | None:
+    """
+    Open the file that a blob refers to; None when it is gone, or nobody may read it any more.
+
+    Raises:
+        StoreError: It cannot be told: no more descriptors, or the disk failed.
+    """
+    target = _find_target(path)
+    if target is None:
+        return None
+    try:
+        return os.open(target, _READ_FLAGS)
+    except OSError as error:
+        if error.errno in _UNREACHABLE_ERRNOS:
+            return None
+        raise store_error(error, target) from error
+
+
+def _try_lstat(path: str) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except OSError:
+        return None

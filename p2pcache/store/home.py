@@ -2,17 +2,17 @@
 Owns the store's folder as a whole: who may use it, which schema it has, what is in its root.
 
 Knows nothing of what the files hold.
-Invariants: one daemon per store, held by flock for the life of the process; the admin token is
+Invariants: one daemon per store, for the life of the process (lock.py); the admin token is
 readable by the owner alone; nothing of a newer schema is touched.
-Source: design.md §4; flock(2).
+Source: design.md §4.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
+import logging
 import os
 import secrets
 import stat
@@ -25,9 +25,12 @@ from p2pcache.errors import (
     SchemaTooNewError,
     StoreError,
     StoreFullError,
-    StoreLockedError,
 )
-from p2pcache.store.partial import write_all
+from p2pcache.store.disk import try_set_mode, write_all
+from p2pcache.store.lock import LOCK_NAME, StoreLock
+from p2pcache.store.lock import MARKER_NAME as LOCK_MARKER_NAME
+
+log = logging.getLogger(__name__)
 
 STORE_SCHEMA = 1
 MARKER_NAME = "p2pcache-store.json"
@@ -36,6 +39,7 @@ TOKEN_NAME = "admin-token"  # noqa: S105
 PEER_ID_NAME = "peer-id"
 _TOKEN_BYTES = 32
 _PEER_ID_BYTES = 16
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def write_file_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
@@ -44,7 +48,7 @@ def write_file_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> N
     temporary = path.with_name(f".{os.getpid()}.{threading.get_ident()}.new")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
-        os.fchmod(fd, mode)
+        try_set_mode(fd, mode)
         write_all(fd, content)
         os.fsync(fd)
         os.rename(temporary, path)
@@ -62,7 +66,7 @@ class StoreHome:
         self.root = root
         self.index_path = root / "index.sqlite"
         self.hub_path = root / "hub"
-        self._lock_fd = -1
+        self._lock = StoreLock(root)
         self.admin_token = ""
         self.peer_id = ""
 
@@ -79,7 +83,7 @@ class StoreHome:
             self.root.mkdir(mode=0o755, parents=True, exist_ok=True)
             self._check_owner()
             self._check_not_foreign()
-            self._lock()
+            self._lock.acquire()
             self._close_to_others()
             self._check_schema()
             self.hub_path.mkdir(mode=0o755, exist_ok=True)
@@ -102,11 +106,10 @@ class StoreHome:
 
     def close(self) -> None:
         """Release the lock and say that no daemon is here. Safe to call twice."""
-        if self._lock_fd >= 0:
+        if self._lock.is_held:
             with contextlib.suppress(OSError):
                 (self.root / ENDPOINT_NAME).unlink()
-            os.close(self._lock_fd)
-            self._lock_fd = -1
+            self._lock.release()
 
     def write_endpoint(self, local: str, peer: str, name: str) -> None:
         """Leave word of where the daemon listens, for the command line."""
@@ -128,31 +131,22 @@ class StoreHome:
             )
 
     def _close_to_others(self) -> None:
-        status = self.root.stat()
-        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            self.root.chmod(stat.S_IMODE(status.st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
-
-    def _lock(self) -> None:
-        self._lock_fd = os.open(
-            self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock_fd)
-            self._lock_fd = -1
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            raise StoreLockedError(
-                f"Another daemon runs on the store {self.root}; stop it, or name another folder "
-                "with --store DIR."
-            ) from error
+        mode = stat.S_IMODE(self.root.stat().st_mode)
+        if not mode & _OTHERS_WRITE:
+            return
+        try_set_mode(self.root, mode & ~_OTHERS_WRITE)
+        if self.root.stat().st_mode & _OTHERS_WRITE:
+            log.warning(
+                "%s is on a file system without modes: every user of this machine can change the "
+                "store and read its admin token; mount it with umask=077",
+                self.root,
+            )
 
     def _check_not_foreign(self) -> None:
         """Before anything is written: somebody else's folder stays as it is."""
         if (self.root / MARKER_NAME).exists():
             return
-        ours = {"lock", "blobs", "partial", "hub", "lost+found"}
+        ours = {LOCK_NAME, LOCK_MARKER_NAME, "blobs", "partial", "hub", "lost+found"}
         names = {path.name for path in self.root.iterdir()}
         foreign = {name for name in names - ours if not name.startswith(".")}
         if foreign:
@@ -183,7 +177,7 @@ class StoreHome:
         """Return the random hex text in a file of ours, made on first use, readable by us alone."""
         path = self.root / name
         if path.exists():
-            path.chmod(0o600)
+            try_set_mode(path, 0o600)
             text = path.read_bytes().decode("ascii", "replace").strip()
             if len(text) == 2 * size_bytes and all(c in "0123456789abcdef" for c in text):
                 return text

@@ -3,7 +3,8 @@ Owns `STORE/hub`: a complete Hugging Face cache tree over the store's blobs.
 
 Knows nothing of how files got here; it links what is complete and proven.
 Invariants: trees/<commit>.json lists every file of the commit, before any link of it appears;
-a blob's link is hard where the filesystem allows, so deleting it harms nothing of ours.
+a blob's link is hard where the filesystem allows, so deleting it harms nothing of ours; what a
+program put here itself is never taken out.
 Source: huggingface_hub's cache layout and tree cache format 1; docs/reference/store-layout.md.
 """
 
@@ -14,14 +15,16 @@ import json
 import os
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from p2pcache.core.refs import RepoId, SnapshotId
 from p2pcache.core.snapshot import FileEntry, Snapshot
 from p2pcache.errors import InputError
+from p2pcache.store.disk import store_error, sync_directory
 from p2pcache.store.home import write_file_atomically
-from p2pcache.store.partial import store_error
+from p2pcache.store.repofolder import PathOf, RepoFolder
 
 _KIND_FOLDERS = {"models": "models", "datasets": "datasets", "spaces": "spaces"}
 
@@ -32,6 +35,9 @@ class HubTree:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock = threading.Lock()
+        # What was published since the start: a leftover may be needed again by what came after.
+        self._change_counts: Counter[RepoId] = Counter()
+        self._modes: dict[RepoId, int] = {}
 
     def repo_path(self, repo: RepoId) -> Path:
         """Return the folder of one repository."""
@@ -50,8 +56,18 @@ class HubTree:
         """
         path = self.repo_path(repo)
         with self._lock, _translating_errors(path):
+            self._modes[repo] = 0o755 if is_public else 0o700
+            self._begin_change(repo)
             path.mkdir(parents=True, exist_ok=True)
-            path.chmod(0o755 if is_public else 0o700)
+            path.chmod(self._modes[repo])
+
+    def _begin_change(self, repo: RepoId) -> None:
+        """Count a change; make the folder again if it was empty, and went, since it was opened."""
+        self._change_counts[repo] += 1
+        path, mode = self.repo_path(repo), self._modes.get(repo)
+        if mode is not None and not path.exists():
+            path.mkdir(parents=True, mode=mode)
+            path.chmod(mode)
 
     def publish_tree(self, snapshot: Snapshot) -> None:
         """
@@ -62,6 +78,7 @@ class HubTree:
         """
         path = self.repo_path(snapshot.id.repo) / "trees" / f"{snapshot.id.commit}.json"
         with self._lock, _translating_errors(path):
+            self._begin_change(snapshot.id.repo)
             if path.exists():
                 return
             files = {entry.path: _tree_entry(entry) for entry in snapshot.files}
@@ -77,6 +94,7 @@ class HubTree:
             StoreError: The disk failed or is full.
         """
         with self._lock, _translating_errors(blob_path):
+            self._begin_change(snapshot_id.repo)
             self._link_file(snapshot_id, entry, blob_path)
 
     def _link_file(self, snapshot_id: SnapshotId, entry: FileEntry, blob_path: Path) -> None:
@@ -93,10 +111,55 @@ class HubTree:
             temporary.symlink_to(target)
             temporary.rename(link)
 
-    def withdraw_file(self, snapshot_id: SnapshotId, entry: FileEntry) -> None:
-        """Unlink a file that turned out damaged, so that no offline worker reads it."""
-        (self.snapshot_path(snapshot_id) / entry.path).unlink(missing_ok=True)
-        (self.repo_path(snapshot_id.repo) / "blobs" / entry.digest.hex).unlink(missing_ok=True)
+    def withdraw_file(self, snapshot_id: SnapshotId, entry: FileEntry, blob_path: Path) -> bool:
+        """
+        Take out a file that turned out damaged, durably, so that no offline worker reads it.
+
+        Args:
+            snapshot_id, entry: Where it belongs.
+            blob_path: The damaged file: what else bears its name here, a program put here itself.
+
+        Returns:
+            Whether the snapshot had it.
+
+        Raises:
+            StoreError: The disk failed.
+        """
+        link = self.snapshot_path(snapshot_id) / entry.path
+        blob_link = self.repo_path(snapshot_id.repo) / "blobs" / entry.digest.hex
+        with self._lock, _translating_errors(link):
+            names = [name for name in (link, blob_link) if _leads_to(name, blob_path)]
+            for name in names:
+                name.unlink()
+                sync_directory(name.parent)
+        return link in names
+
+    def withdraw_snapshot(self, snapshot_id: SnapshotId, path_of: PathOf) -> None:
+        """
+        Take out a snapshot that is evicted, before its files go: refs that point to it, its
+        listing, its links, the blob links that no other snapshot of the repository needs, and
+        the folders that are empty then. Idempotent.
+
+        Args:
+            snapshot_id: Which; whether it was ever here does not matter.
+            path_of: Where the store has a blob.
+
+        Raises:
+            StoreError: The disk failed.
+        """
+        with self.hold_still(snapshot_id.repo):
+            RepoFolder(self.repo_path(snapshot_id.repo), path_of).withdraw(snapshot_id.commit)
+
+    @contextlib.contextmanager
+    def hold_still(self, repo: RepoId) -> Iterator[int]:
+        """
+        Keep everybody from changing a repository's folder; yields how often it was changed.
+
+        Raises:
+            StoreError: The disk failed inside the block.
+        """
+        with self._lock, _translating_errors(self.repo_path(repo)):
+            yield self._change_counts[repo]
 
     def publish_ref(self, repo: RepoId, revision: str, commit: str) -> None:
         """
@@ -107,6 +170,7 @@ class HubTree:
         """
         path = self.repo_path(repo) / "refs" / revision
         with self._lock, _translating_errors(path):
+            self._begin_change(repo)
             with contextlib.suppress(OSError, ValueError):
                 if path.read_text() == commit:
                     return
@@ -147,6 +211,14 @@ def _translating_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise store_error(error, path) from error
+
+
+def _leads_to(link: Path, blob_path: Path) -> bool:
+    """Return whether a name is a file of the store, or led to one whose link went just now."""
+    try:
+        return link.samefile(blob_path)
+    except OSError:
+        return link.is_symlink() and not link.exists()
 
 
 def _tree_entry(entry: FileEntry) -> dict[str, object]:

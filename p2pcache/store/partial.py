@@ -20,9 +20,19 @@ from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.chunktable import ChunkTable
 from p2pcache.core.digest import BlobDigest, ChunkDigest
 from p2pcache.core.layout import CHUNK_SIZE_BYTES, Layout
-from p2pcache.core.verify import VerifiedChunk, digest_of
-from p2pcache.errors import StoreError, StoreFullError
+from p2pcache.core.verify import VerifiedChunk, digest_of, verify_chunk
+from p2pcache.errors import ChunkMismatchError, StoreError
 from p2pcache.store.base import PartialState
+from p2pcache.store.disk import (
+    CopyPlace,
+    copy_range,
+    open_writable,
+    reserve,
+    store_error,
+    sync_directory,
+    try_set_mode,
+    write_all,
+)
 from p2pcache.store.havelog import (
     RECORD_SIZE_BYTES,
     UPSTREAM_TAG,
@@ -33,65 +43,23 @@ from p2pcache.store.havelog import (
 )
 
 UPSTREAM_SOURCE = "upstream"
+# Bytes of a file that was here, taken for the same ones on likeness alone.
+LIKENESS_SOURCE = "likeness"
+_LIKENESS_TAG = b"\xff" * 16
 # Names the record that is being written anew, until it takes the old one's place.
 NEW_SUFFIX = ".new"
-_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
-def store_error(error: OSError, path: Path | str) -> StoreError:
-    """Return the store's error for a failed system call."""
-    if error.errno in _FULL_ERRNOS:
-        return StoreFullError(
-            f"The disk that holds {path} is full; free some space and ask again: "
-            "what was fetched is kept."
-        )
-    return StoreError(f"The disk failed at {path} ({error.strerror}); see the system's log.")
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a folder durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def write_all(fd: int, content: bytes) -> None:
-    """Write everything: a disk that fills up takes a part first, and fails at the next call."""
-    view = memoryview(content)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def _open_writable(path: Path, flags: int) -> int:
-    """Open our file; one that a crash left read-only, just before its rename, is ours again."""
-    try:
-        return os.open(path, flags, 0o600)
-    except PermissionError:
-        path.chmod(0o600)
-        return os.open(path, flags, 0o600)
-
-
-def _reserve(fd: int, size_bytes: int) -> None:
-    """Reserve room, so that a full disk shows before the first byte is fetched."""
-    if os.fstat(fd).st_size == size_bytes:
-        return
-    try:
-        if size_bytes:
-            os.posix_fallocate(fd, 0, size_bytes)
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-            raise
-    os.ftruncate(fd, size_bytes)
+_TAGS = {UPSTREAM_SOURCE: UPSTREAM_TAG, LIKENESS_SOURCE: _LIKENESS_TAG}
+_SOURCES = {tag: source_id for source_id, tag in _TAGS.items()}
 
 
 def _to_tag(source_id: str) -> bytes:
-    return UPSTREAM_TAG if source_id == UPSTREAM_SOURCE else bytes.fromhex(source_id)
+    return _TAGS.get(source_id) or bytes.fromhex(source_id)
 
 
 def _from_tag(tag: bytes) -> str:
-    return UPSTREAM_SOURCE if tag == UPSTREAM_TAG else tag.hex()
+    return _SOURCES.get(tag) or tag.hex()
 
 
 class FilePartial:
@@ -120,12 +88,12 @@ class FilePartial:
         self._is_poisoned = False
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            self.fd = _open_writable(path, flags)
+            self.fd = open_writable(path, flags)
             self._record_fd = os.open(record_path, flags, 0o600)
             if os.fstat(self.fd).st_size != layout.size_bytes:
                 # A record that outlived its file speaks for bytes that are not there.
                 os.ftruncate(self._record_fd, 0)
-            _reserve(self.fd, layout.size_bytes)
+            reserve(self.fd, layout.size_bytes)
             self._recover()
         except OSError as error:
             self.close()
@@ -246,6 +214,54 @@ class FilePartial:
                 self._append(record.to_bytes())
                 self._prefixes[chunk_index] = len(prefix)
 
+    def copy_chunk(
+        self, chunk_index: int, place: CopyPlace, expected: ChunkDigest | None, source_id: str
+    ) -> bool:
+        """
+        Copy a chunk from a file that is here; shares the disk's blocks where it can.
+
+        Args:
+            chunk_index: Which chunk.
+            place: Where its bytes may be.
+            expected: The digest that was promised; None takes what is there, for the proof of
+                the whole to judge.
+            source_id: Whose word it is that these are the bytes.
+
+        Returns:
+            Whether the chunk is held now; False when other bytes were there.
+
+        Raises:
+            StoreError: As put().
+        """
+        offset, length = self.layout.span_of(chunk_index, chunk_index)
+        with self._claim(chunk_index) as is_absent:
+            if not is_absent:
+                return True
+            try:
+                is_whole = copy_range(place.fd, place.offset, self.fd, offset, length)
+            except OSError as error:
+                raise store_error(error, self.path) from error
+            if not is_whole:
+                return False
+            # What was written is looked at, not what was read: the other file may change.
+            content = memoryview(bytearray(length))
+            self.read_into(offset, content)
+            try:
+                chunk = verify_chunk(
+                    self.blob,
+                    self.layout,
+                    chunk_index,
+                    content,
+                    expected=expected,
+                    source_id=source_id,
+                )
+            except ChunkMismatchError:
+                return False
+            with self._lock:
+                self._append(self._chunk_record(chunk_index, chunk.digest, source_id))
+                self._note(chunk_index, chunk.digest, source_id)
+            return True
+
     @contextlib.contextmanager
     def _claim(self, chunk_index: int) -> Iterator[bool]:
         """
@@ -359,7 +375,7 @@ class FilePartial:
         """
         self.flush()
         try:
-            os.fchmod(self.fd, mode)
+            try_set_mode(self.fd, mode)
             os.fsync(self.fd)
             return os.fstat(self.fd)
         except OSError as error:

@@ -81,6 +81,36 @@ class UpstreamSource:
             raise
         exchange.finish()
 
+    def read_range(self, start: int, length: int, total: int) -> bytes:
+        """
+        Fetch a few bytes: a file's head, or a probe.
+
+        Args:
+            start: Of the first byte.
+            length: How many, thread_buffer() at most.
+            total: The file's size.
+
+        Raises:
+            SourceError: The hub did not do its part.
+        """
+        content = thread_buffer()[:length]
+        try:
+            exchange = self._open(start, length, total)
+        except BodyError as error:
+            raise UpstreamUnreachableError(
+                f"The hub does not answer for {self._location.what} ({error}); "
+                "check the network, then ask again."
+            ) from error
+        try:
+            exchange.read_into(content)
+        except BodyError as error:
+            exchange.fail()
+            raise UpstreamUnreachableError(
+                f"The hub broke off {self._location.what} ({error}); ask again."
+            ) from error
+        exchange.finish()
+        return bytes(content)
+
     def _read_chunk(
         self,
         exchange: Exchange,

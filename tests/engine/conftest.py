@@ -30,7 +30,7 @@ OTHER_WEIGHTS = Random(12).randbytes(3 * CHUNK_BYTES)
 FILES = {
     "config.json": b'{"model_type": "bert"}\n',
     "empty.txt": b"",
-    "model.safetensors": WEIGHTS,
+    "pytorch_model.bin": WEIGHTS,
     "other.safetensors": OTHER_WEIGHTS,
 }
 MODEL_BYTES = sum(map(len, FILES.values()))

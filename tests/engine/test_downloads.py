@@ -39,7 +39,7 @@ from tests.engine.conftest import (
 from tests.engine.engine import Engine, eventually
 from tests.hub import Hub
 
-KEY = f"{REPO}/model.safetensors"
+KEY = f"{REPO}/pytorch_model.bin"
 
 
 def start(engine: Engine, repo: str = REPO) -> Job:
@@ -224,7 +224,7 @@ async def test_finished_jobs_are_bounded(engine: Engine, monkeypatch: pytest.Mon
 
 async def test_rate_is_bytes_over_time(engine: Engine, hub: Hub) -> None:
     """While bytes flow the rate is near the hub's; a job from the disk has none."""
-    await engine.pull(REPO, exclude=("model.safetensors",))
+    await engine.pull(REPO, exclude=("pytorch_model.bin",))
     hub.set_faults(rate_bytes_per_s=600_000)
     job = start(engine)
     rates = []

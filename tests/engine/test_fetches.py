@@ -22,7 +22,7 @@ from tests.engine.engine import Engine, eventually
 from tests.engine.fakepeer import sha256_name
 from tests.hub import Hub
 
-NAME = "model.safetensors"
+NAME = "pytorch_model.bin"
 KEY = f"{REPO}/{NAME}"
 BLOB = sha256_name(WEIGHTS)
 

@@ -178,12 +178,12 @@ async def test_listing_without_a_tree_is_read_from_the_siblings(engine: Engine, 
     sizes = {entry.path: entry.size_bytes for entry in snapshot.files}
     assert sizes == {name: len(content) for name, content in FILES.items()}
     algorithms = {entry.path: entry.digest.algorithm for entry in snapshot.files}
-    assert algorithms["model.safetensors"] == "sha256"
+    assert algorithms["pytorch_model.bin"] == "sha256"
     assert algorithms["config.json"] == "gitsha1"
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "/etc/passwd", "a/../b", "a\x00b", "a//b", "model.safetensors/x"]
+    "name", ["../../etc/passwd", "/etc/passwd", "a/../b", "a\x00b", "a//b", "pytorch_model.bin/x"]
 )
 async def test_hostile_listing_is_refused_whole(engine: Engine, hub: Hub, name: str) -> None:
     """One impossible path refuses the listing; nothing of it is kept."""

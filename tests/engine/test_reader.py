@@ -23,7 +23,7 @@ from tests.engine.engine import Engine, eventually, list_open_files
 from tests.engine.fakepeer import sha256_name
 from tests.hub import Hub
 
-NAME = "model.safetensors"
+NAME = "pytorch_model.bin"
 KEY = f"{REPO}/{NAME}"
 BLOB = sha256_name(WEIGHTS)
 LAST = 19 * CHUNK_BYTES

@@ -90,7 +90,7 @@ async def test_damaged_file_keeps_its_good_chunks_and_names_this_machine(
     assert missing == {DAMAGED}
     assert [fault.reason for fault in pulled.context.blame.faults] == ["damaged here"]
     hub.stats.reset()
-    assert await pulled.read(REPO, "model.safetensors") == WEIGHTS
+    assert await pulled.read(REPO, "pytorch_model.bin") == WEIGHTS
     assert hub.stats.body_bytes == CHUNK_BYTES
 
 
@@ -99,7 +99,7 @@ async def test_truncated_file_is_fetched_again(pulled: Engine, hub: Hub) -> None
     path = path_of(pulled)
     path.chmod(0o644)
     os.truncate(path, 5 * CHUNK_BYTES)
-    assert await pulled.read(REPO, "model.safetensors") == WEIGHTS
+    assert await pulled.read(REPO, "pytorch_model.bin") == WEIGHTS
 
 
 async def test_deleted_file_is_fetched_again(pulled: Engine) -> None:
@@ -107,7 +107,7 @@ async def test_deleted_file_is_fetched_again(pulled: Engine) -> None:
     path_of(pulled).unlink()
     assert not await is_whole(pulled)
     assert await pulled.cache.shelf.find_row(BLOB) is None
-    assert await pulled.read(REPO, "model.safetensors") == WEIGHTS
+    assert await pulled.read(REPO, "pytorch_model.bin") == WEIGHTS
 
 
 async def test_link_in_place_of_a_file_is_not_followed(pulled: Engine, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ async def test_restricted_blob_is_invisible_to_peers(engine: Engine) -> None:
     """Gated bytes are described to nobody, sent to nobody, and readable by the owner alone."""
     job = await engine.pull(GATED, token=TOKEN)
     assert job.error is None
-    content = FILES["model.safetensors"] + b"secret"
+    content = FILES["pytorch_model.bin"] + b"secret"
     blob = sha256_name(content)
     assert path_of(engine, blob).stat().st_mode & 0o777 == 0o400
     assert await engine.cache.shelf.describe(blob) is None
@@ -193,7 +193,7 @@ async def test_restricted_blob_is_invisible_to_peers(engine: Engine) -> None:
 async def test_note_public_opens_a_restricted_blob(engine: Engine) -> None:
     """Once its repository is public, the file is readable by all and shared."""
     await engine.pull(GATED, token=TOKEN)
-    blob = sha256_name(FILES["model.safetensors"] + b"secret")
+    blob = sha256_name(FILES["pytorch_model.bin"] + b"secret")
     await engine.cache.shelf.note_public(blob)
     assert path_of(engine, blob).stat().st_mode & 0o777 == 0o444
     assert await engine.cache.shelf.describe(blob) is not None
@@ -248,9 +248,9 @@ async def test_second_reader_of_a_damaged_file_waits_until_its_good_chunks_are_k
 
     monkeypatch.setattr(pulled.cache.shelf, "_salvage", held)
     hub.stats.reset()
-    first = asyncio.create_task(pulled.read(REPO, "model.safetensors"))
+    first = asyncio.create_task(pulled.read(REPO, "pytorch_model.bin"))
     await asyncio.to_thread(begun.wait, 5)
-    second = asyncio.create_task(pulled.read(REPO, "model.safetensors"))
+    second = asyncio.create_task(pulled.read(REPO, "pytorch_model.bin"))
     await asyncio.sleep(0.1)
     assert pulled.cache.fetches.find(BLOB) is None
     may_end.set()

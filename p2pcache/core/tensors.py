@@ -1,0 +1,305 @@
+"""
+Owns where the tensors of a model file lie, read from its first bytes: safetensors and GGUF.
+
+Knows nothing of files or sources; is given bytes, and says when it needs more of them.
+Invariants: a declared number is compared with what is there before anything is allocated; a head
+that breaks a rule of its format is no error, the file is then cut as any other.
+Source: the safetensors format (8-byte length, JSON, contiguous offsets); the GGUF specification,
+versions 2 and 3; the Trail of Bits audit of safetensors (2023) on what to refuse.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from p2pcache.core import layout as layouts
+from p2pcache.core.layout import Layout
+from p2pcache.errors import InputError
+
+# The safetensors library's own limit, and far above what a GGUF vocabulary takes.
+HEAD_BYTES_MAX = 100_000_000
+# The largest published models have some ten thousand; what is above is cut as any other file.
+TENSORS_MAX = 100_000
+# Brackets and commas in a JSON head: each may become an object in memory.
+JSON_MARKS_MAX = 2_000_000
+# Entries of GGUF's arrays of text: vocabularies have some hundred thousand.
+TEXTS_MAX = 4_000_000
+DIMENSIONS_MAX = 16
+# Smaller tensors are joined with their neighbours: a boundary costs a digest and a request.
+LARGE_TENSOR_BYTES_MIN = 256 * 1024
+# What to ask for first: most heads of safetensors are smaller; the format says the rest.
+FIRST_HEAD_BYTES = 16 * 1024
+_GROWTH = 4
+
+_SUFFIXES = (".safetensors", ".gguf")
+_GGUF_MAGIC = b"GGUF"
+_GGUF_VERSIONS = (2, 3)
+_GGUF_ALIGNMENT_KEY = "general.alignment"
+_GGUF_ALIGNMENT_DEFAULT = 32
+_GGUF_KEY_BYTES_MAX = 65_535
+# Type number → size in bytes; 8 is text, 9 an array.
+_GGUF_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_GGUF_TEXT, _GGUF_ARRAY, _GGUF_UINT32 = 8, 9, 4
+_LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor's place in its file; `kind` is its type and shape as the format writes them."""
+
+    name: str
+    kind: str
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A large tensor, or small ones in a row: what files may have in common, byte for byte."""
+
+    label: tuple[tuple[str, str], ...]
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMap:
+    """The tensors of one file, in the order of their bytes; none is empty, none overlap."""
+
+    size_bytes: int
+    head_bytes: int
+    tensors: tuple[Tensor, ...]
+
+    def segments(self) -> list[Segment]:
+        """Return the file's parts behind its head, in order, without gaps."""
+        ends = [tensor.start for tensor in self.tensors[1:]] + [self.size_bytes]
+        segments: list[Segment] = []
+        small: list[Tensor] = []
+        for tensor, end in zip(self.tensors, ends, strict=True):
+            is_large = end - tensor.start >= LARGE_TENSOR_BYTES_MIN
+            is_full = bool(small) and end - small[0].start > layouts.CHUNK_SIZE_BYTES
+            if small and (is_large or is_full):
+                segments.append(_join(small, tensor.start))
+                small = []
+            if is_large:
+                segments.append(_join([tensor], end))
+            else:
+                small.append(tensor)
+        if small:
+            segments.append(_join(small, self.size_bytes))
+        return segments
+
+    def layout(self) -> Layout:
+        """Return boundaries at the segments, and 4 MiB steps inside them and in the head."""
+        step = layouts.CHUNK_SIZE_BYTES
+        starts = list(range(0, self.head_bytes, step))
+        for segment in self.segments():
+            starts += range(segment.start, segment.start + segment.length, step)
+        try:
+            return Layout.of_starts(self.size_bytes, starts)
+        except InputError:
+            return Layout(self.size_bytes)  # more chunks than a layout may have
+
+
+@dataclass(frozen=True, slots=True)
+class MoreHead:
+    """The head goes on: ask again with so many bytes of it."""
+
+    head_bytes: int
+
+
+def may_have_tensors(path: str, size_bytes: int) -> bool:
+    """Return whether a file's name and size make its head worth reading."""
+    return path.lower().endswith(_SUFFIXES) and size_bytes > layouts.CHUNK_SIZE_BYTES
+
+
+def read_tensors(head: bytes, size_bytes: int) -> TensorMap | MoreHead | None:
+    """
+    Find the tensors of a file.
+
+    Args:
+        head: Its first bytes.
+        size_bytes: How many it has in all.
+
+    Returns:
+        The tensors; MoreHead when head ends too early; None for a file of another format, one
+        that breaks the rules of its own, and one that is a single chunk anyway.
+    """
+    if size_bytes <= layouts.CHUNK_SIZE_BYTES:
+        return None
+    try:
+        is_gguf = head.startswith(_GGUF_MAGIC)
+        found = _read_gguf(head, size_bytes) if is_gguf else _read_safetensors(head, size_bytes)
+    except _MoreError as error:
+        wanted = min(size_bytes, max(error.head_bytes, len(head) + 1))
+        return MoreHead(wanted) if wanted <= HEAD_BYTES_MAX and wanted > len(head) else None
+    except (_RuleError, ValueError, RecursionError):
+        return None
+    return found
+
+
+class _MoreError(Exception):
+    """More bytes of the head are needed, so many at least."""
+
+    def __init__(self, head_bytes: int) -> None:
+        super().__init__(head_bytes)
+        self.head_bytes = head_bytes
+
+
+class _RuleError(Exception):
+    """The head breaks a rule of its format."""
+
+
+def _join(tensors: list[Tensor], end: int) -> Segment:
+    label = tuple((tensor.name, tensor.kind) for tensor in tensors)
+    return Segment(label, tensors[0].start, end - tensors[0].start)
+
+
+def _make_map(size_bytes: int, head_bytes: int, tensors: Iterable[Tensor]) -> TensorMap:
+    kept = tuple(tensor for tensor in tensors if tensor.length > 0)
+    if not kept or not 0 < head_bytes <= kept[0].start:
+        raise _RuleError("no tensor with bytes, or one inside the head")
+    # What lies between the head and the first tensor belongs to the head.
+    return TensorMap(size_bytes, kept[0].start, kept)
+
+
+# --- safetensors ---
+
+
+def _read_safetensors(head: bytes, size_bytes: int) -> TensorMap:
+    if len(head) < _LENGTH.size:
+        raise _MoreError(_LENGTH.size)
+    (length,) = _LENGTH.unpack_from(head)
+    end = _LENGTH.size + length
+    if not 2 <= length <= HEAD_BYTES_MAX - _LENGTH.size or end > size_bytes:
+        raise _RuleError("a head of impossible length")
+    # The format wants the brace at once; other files with such a number do not have it.
+    if len(head) > _LENGTH.size and head[_LENGTH.size : _LENGTH.size + 1] != b"{":
+        raise _RuleError("no JSON object")
+    if len(head) < end:
+        raise _MoreError(end)
+    text = head[_LENGTH.size : end]
+    if sum(map(text.count, (b"[", b"{", b","))) > JSON_MARKS_MAX:
+        raise _RuleError("a head with too many values")
+    entries = json.loads(text, object_pairs_hook=_refuse_duplicates)
+    if not isinstance(entries, dict) or len(entries) > TENSORS_MAX:
+        raise _RuleError("no JSON object, or too many tensors")
+    tensors = [
+        _read_entry(name, entry, end) for name, entry in entries.items() if name != "__metadata__"
+    ]
+    tensors.sort(key=lambda tensor: (tensor.start, tensor.length))
+    position = end
+    for tensor in tensors:
+        if tensor.start != position:
+            raise _RuleError("tensors with a gap, or over one another")
+        position += tensor.length
+    if position != size_bytes:
+        raise _RuleError("tensors that do not fill the file")
+    return _make_map(size_bytes, end, tensors)
+
+
+def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise _RuleError("a name twice")
+    return made
+
+
+def _read_entry(name: str, entry: object, data_start: int) -> Tensor:
+    if not isinstance(entry, dict):
+        raise _RuleError("a tensor that is no object")
+    kind, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(kind, str) or not isinstance(shape, list) or not isinstance(offsets, list):
+        raise _RuleError("a tensor without type, shape or place")
+    if len(offsets) != 2 or not all(type(n) is int for n in (*offsets, *shape)):
+        raise _RuleError("a tensor with an impossible place or shape")
+    begin, end = offsets
+    if not 0 <= begin <= end <= layouts.BLOB_SIZE_BYTES_MAX:
+        raise _RuleError("a tensor outside the file")
+    return Tensor(name, f"{kind}{shape}", data_start + begin, end - begin)
+
+
+# --- GGUF ---
+
+
+class _Cursor:
+    """Reads GGUF's little-endian values one after the other."""
+
+    def __init__(self, head: bytes) -> None:
+        self._head = head
+        self.position = len(_GGUF_MAGIC)
+
+    def skip(self, length: int) -> None:
+        end = self.position + length
+        if end > HEAD_BYTES_MAX:
+            raise _RuleError("a head without end")
+        if end > len(self._head):
+            raise _MoreError(max(end, len(self._head) * _GROWTH))
+        self.position = end
+
+    def whole(self, size_bytes: int) -> int:
+        start = self.position
+        self.skip(size_bytes)
+        return int.from_bytes(self._head[start : self.position], "little")
+
+    def text(self) -> str:
+        length = self.whole(8)
+        if length > _GGUF_KEY_BYTES_MAX:
+            raise _RuleError("a name that is too long")
+        start = self.position
+        self.skip(length)
+        return self._head[start : self.position].decode()
+
+
+def _read_gguf(head: bytes, size_bytes: int) -> TensorMap:
+    cursor = _Cursor(head)
+    version = cursor.whole(4)
+    tensor_count, pair_count = cursor.whole(8), cursor.whole(8)
+    if version not in _GGUF_VERSIONS or not 0 < tensor_count <= TENSORS_MAX:
+        raise _RuleError("another version, or too many tensors")
+    alignment = _GGUF_ALIGNMENT_DEFAULT
+    for _ in range(pair_count):  # bounded: each takes 12 bytes of the head, or asks for more
+        key, kind = cursor.text(), cursor.whole(4)
+        if key == _GGUF_ALIGNMENT_KEY and kind == _GGUF_UINT32:
+            alignment = cursor.whole(4)
+        else:
+            _skip_value(cursor, kind)
+    if not 0 < alignment <= layouts.CHUNK_SIZE_BYTES:
+        raise _RuleError("an impossible alignment")
+    places = []
+    for _ in range(tensor_count):
+        name, dimension_count = cursor.text(), cursor.whole(4)
+        if dimension_count > DIMENSIONS_MAX:
+            raise _RuleError("too many dimensions")
+        shape = [cursor.whole(8) for _ in range(dimension_count)]
+        places.append((name, f"{cursor.whole(4)}{shape}", cursor.whole(8)))
+    data_start = -(-cursor.position // alignment) * alignment
+    places.sort(key=lambda place: place[2])
+    ends = [place[2] for place in places[1:]] + [size_bytes - data_start]
+    tensors = []
+    for (name, shaped, offset), end in zip(places, ends, strict=True):
+        if end < offset or offset % alignment:
+            raise _RuleError("tensors over one another, or beyond the file")
+        tensors.append(Tensor(name, shaped, data_start + offset, end - offset))
+    return _make_map(size_bytes, cursor.position, tensors)
+
+
+def _skip_value(cursor: _Cursor, kind: int) -> None:
+    if kind in _GGUF_SIZES:
+        cursor.skip(_GGUF_SIZES[kind])
+    elif kind == _GGUF_TEXT:
+        cursor.skip(cursor.whole(8))
+    elif kind == _GGUF_ARRAY:
+        item_kind, count = cursor.whole(4), cursor.whole(8)
+        if item_kind in _GGUF_SIZES:
+            cursor.skip(_GGUF_SIZES[item_kind] * count)
+        elif item_kind == _GGUF_TEXT and count <= TEXTS_MAX:
+            for _ in range(count):
+                cursor.skip(cursor.whole(8))
+        else:
+            raise _RuleError("an array of arrays, or too long")
+    else:
+        raise _RuleError("an unknown type of value")

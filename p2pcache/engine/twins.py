@@ -1,0 +1,309 @@
+"""
+Owns taking chunks of a blob from other files that are here, instead of fetching them.
+
+Knows nothing of planning: chunks under consideration count as asked for until they are taken or
+given back.
+Invariants: a chunk whose digest a table promises is taken only if the copy has that digest; one
+that is taken on likeness alone is given to nobody before the proof, and is the first to be
+dropped when the proof fails.
+Source: design.md §4 ("copied from it, never downloaded again"); docs/decisions/0010.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from p2pcache.core.chunktable import ChunkTable
+from p2pcache.core.digest import BlobDigest, ChunkDigest
+from p2pcache.core.likeness import FIRST_PROBES, Likeness, Place, find_likenesses
+from p2pcache.core.tensors import TensorMap
+from p2pcache.engine.context import Context
+from p2pcache.engine.fetchstate import FetchState
+from p2pcache.engine.layouts import FoundLayout, Layouts
+from p2pcache.engine.swarm import Swarm
+from p2pcache.errors import P2PCacheError, StoreError
+from p2pcache.store.disk import CopyPlace
+from p2pcache.store.filelayout import find_tensors, read_bytes
+from p2pcache.store.index import Index
+from p2pcache.store.partial import LIKENESS_SOURCE, FilePartial
+from p2pcache.transfer.upstream import UpstreamSource
+
+# Chunk of the wanted blob, another blob, offset in it.
+TwinPlace = tuple[int, BlobDigest, int]
+
+log = logging.getLogger(__name__)
+
+# Files whose heads are read for likeness: the shards of a few models.
+DONORS_MAX = 64
+# Chunks looked up in one go: other questions to the index wait meanwhile.
+LOOKUP_CHUNKS_MAX = 512
+# Peers asked for their table; the second one if the first gives none.
+TABLE_PEERS_MAX = 2
+# Probes under way at once: a share of what one blob may ask of the hub.
+PROBES_INFLIGHT_MAX = 4
+# Marks chunks under consideration among those that are in flight.
+HERE = "here"
+
+
+@dataclass(frozen=True, slots=True)
+class _Twin:
+    """A chunk, and where its bytes may be: in another blob, at an offset."""
+
+    chunk_index: int
+    blob: BlobDigest
+    offset: int
+    expected: ChunkDigest | None
+    source_id: str
+
+
+class Twins:
+    """One fetch's search for its chunks in what is here. Event loop only; find(), then take()."""
+
+    def __init__(
+        self,
+        context: Context,
+        swarm: Swarm,
+        state: FetchState,
+        partial: FilePartial,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._context = context
+        self._swarm = swarm
+        self._state = state
+        self._partial = partial
+        self._on_change = on_change
+        self._layouts = Layouts(context, swarm)
+        self._source = UpstreamSource(state.order.location, context.upstream_pool)
+        self._is_stopped = False
+        self._promised: list[_Twin] = []
+        self._likely: list[Likeness] = []
+
+    async def find(self, found: FoundLayout) -> None:
+        """Look for twins, and keep the planner from the chunks that may have one."""
+        state = self._state
+        if state.order.layout.chunk_count < 2 or not state.missing:
+            return
+        known = await self._find_promised()
+        if state.streaming_count == 0:
+            await self._find_likely(found, known)
+        for twin in self._promised:
+            state.note_asked(twin.chunk_index, HERE)
+        for likeness in self._likely:
+            for index in self._chunks_of(likeness):
+                state.note_asked(index, HERE)
+
+    async def take(self) -> None:
+        """Copy what is promised, then what a look at the hub's bytes confirms."""
+        self._state.is_looking_here = True
+        try:
+            await self._copy(self._promised)
+            await self._take_likely()
+        except StoreError as error:
+            self._state.failure = error
+        finally:
+            self._source.close()
+            self._state.is_looking_here = False
+            for index in list(self._state.asked):
+                self._state.note_answered(index, HERE)
+            self._on_change()
+
+    def stop(self) -> None:
+        """End soon: take() returns once no thread of it writes any more."""
+        self._is_stopped = True
+        self._source.close()
+
+    # --- promised by a table ---
+
+    async def _find_promised(self) -> set[int]:
+        """Find twins by digest; returns the chunks whose digest is known."""
+        state, order = self._state, self._state.order
+        count, _ = await self._context.index.call(lambda index: index.blobs.measure())
+        peers = [
+            (len(entry.have), peer.peer_id, peer)
+            for peer in (self._swarm.iter_up() if order.is_public and count else ())
+            if (entry := peer.find_entry(order.blob)) is not None
+            and entry.layout == order.layout.id
+            and entry.have
+        ]
+        for _, peer_id, peer in sorted(peers, key=lambda p: (-p[0], p[1]))[:TABLE_PEERS_MAX]:
+            table = await self._layouts.try_get_table(peer, order)
+            if table is not None and table.layout == order.layout:
+                known = [i for i in state.missing - state.inflight if table.find(i) is not None]
+                self._promised = await self._look_up(table, known, peer_id)
+                return set(known)
+        return set()
+
+    async def _look_up(self, table: ChunkTable, known: list[int], peer_id: str) -> list[_Twin]:
+        twins: list[_Twin] = []
+        for start in range(0, len(known), LOOKUP_CHUNKS_MAX):
+            batch = known[start : start + LOOKUP_CHUNKS_MAX]
+
+            def look_up(
+                index: Index, batch: list[int] = batch
+            ) -> list[tuple[int, BlobDigest, int]]:
+                return index.blobs.find_twins(table, batch)
+
+            places = await self._context.index.call(look_up)
+            twins += [_Twin(*place, table.find(place[0]), peer_id) for place in places]
+        return twins
+
+    # --- likely by the names of tensors ---
+
+    async def _find_likely(self, found: FoundLayout, known: set[int]) -> None:
+        """Compare the names of tensors with those of files that are here."""
+        order = self._state.order
+        if order.layout.to_spans() == []:
+            return
+        blobs = await self._context.index.call(
+            lambda index: index.blobs.list_with_tensors(DONORS_MAX)
+        )
+        here = await self._context.in_bulk(self._read_heads, blobs) if blobs else {}
+        wanted = found.tensors if here else None
+        if here and wanted is None:
+            wanted = await self._try_read_head()
+        if wanted is None or wanted.layout() != order.layout:
+            return
+        likely = find_likenesses(wanted, here, random=self._context.random)
+        is_free = self._state.missing - self._state.inflight
+        self._likely = [
+            likeness
+            for likeness in likely
+            if all(i in is_free and i not in known for i in self._chunks_of(likeness))
+        ]
+
+    def _read_heads(self, blobs: Sequence[BlobDigest]) -> dict[BlobDigest, TensorMap]:
+        heads = {}
+        for blob in blobs:
+            file = self._context.store.find_blob(blob)
+            if file is None:
+                continue
+            try:
+                tensors = find_tensors(file.fd, file.stamp.size_bytes)
+            except OSError:
+                continue  # a check will say that it cannot be read
+            finally:
+                os.close(file.fd)
+            if tensors is not None:
+                heads[blob] = tensors
+        return heads
+
+    async def _try_read_head(self) -> TensorMap | None:
+        try:
+            return (await self._layouts.read_head(self._state.order, self._source)).tensors
+        except P2PCacheError as error:
+            log.debug("no head of %s: %s", self._state.order.location.what, error)
+            return None
+
+    def _chunks_of(self, likeness: Likeness) -> range:
+        layout = self._state.order.layout
+        last = layout.index_at(likeness.start + likeness.length - 1)
+        return range(layout.index_at(likeness.start), last + 1)
+
+    async def _take_likely(self) -> None:
+        """Probe a few parts; when none is the same, the file only looks alike."""
+        first, rest = self._likely[:FIRST_PROBES], self._likely[FIRST_PROBES:]
+        slots = asyncio.Semaphore(PROBES_INFLIGHT_MAX)
+
+        async def take(likeness: Likeness) -> bool:
+            async with slots:
+                return await self._take_if_same(likeness)
+
+        if first and any(await asyncio.gather(*map(take, first))):
+            await asyncio.gather(*map(take, rest))
+
+    async def _take_if_same(self, likeness: Likeness) -> bool:
+        """Compare a few bytes with the hub's, copy the part if they are the same."""
+        if self._is_stopped or self._state.streaming_count > 0:
+            return False  # a body has begun: it may have to wait for no proof
+        try:
+            expected = await self._context.on_wire(
+                self._source.read_range,
+                likeness.probe_start,
+                likeness.probe_bytes,
+                self._state.order.layout.size_bytes,
+                is_upstream=True,
+            )
+        except P2PCacheError as error:
+            log.debug("no probe of %s: %s", self._state.order.location.what, error)
+            return False
+        place = await self._context.in_bulk(self._find_same, likeness, expected)
+        if place is None:
+            for index in self._chunks_of(likeness):
+                self._state.note_answered(index, HERE)
+            self._on_change()
+            return False
+        layout = self._state.order.layout
+        shift = place.start - likeness.start
+        await self._copy(
+            [
+                _Twin(i, place.blob, layout.offset_of(i) + shift, None, LIKENESS_SOURCE)
+                for i in self._chunks_of(likeness)
+            ]
+        )
+        return True
+
+    def _find_same(self, likeness: Likeness, expected: bytes) -> Place | None:
+        for place in likeness.places:
+            file = self._context.store.find_blob(place.blob)
+            if file is None:
+                continue
+            offset = place.start + likeness.probe_start - likeness.start
+            try:
+                is_same = read_bytes(file.fd, len(expected), offset) == expected
+            except OSError:
+                is_same = False
+            finally:
+                os.close(file.fd)
+            if is_same:
+                return place
+        return None
+
+    # --- copying ---
+
+    async def _copy(self, twins: Sequence[_Twin]) -> None:
+        by_blob: dict[BlobDigest, list[_Twin]] = defaultdict(list)
+        for twin in twins:
+            by_blob[twin.blob].append(twin)
+        loop = asyncio.get_running_loop()
+
+        def tell(twin: _Twin, is_taken: bool) -> None:
+            loop.call_soon_threadsafe(self._take_in, twin, is_taken)
+
+        for blob, group in by_blob.items():
+            await self._context.in_bulk(self._copy_from, blob, group, tell)
+
+    def _copy_from(
+        self, blob: BlobDigest, twins: Sequence[_Twin], tell: Callable[[_Twin, bool], None]
+    ) -> None:
+        file = self._context.store.find_blob(blob)
+        if file is None:
+            return
+        try:
+            for twin in twins:
+                if self._is_stopped:
+                    return
+                place = CopyPlace(file.fd, twin.offset)
+                is_taken = self._partial.copy_chunk(
+                    twin.chunk_index, place, twin.expected, twin.source_id
+                )
+                tell(twin, is_taken)
+        finally:
+            os.close(file.fd)
+
+    def _take_in(self, twin: _Twin, is_taken: bool) -> None:
+        """Count a chunk that a bulk thread has copied."""
+        state, index = self._state, twin.chunk_index
+        if is_taken and index not in state.have:
+            state.have.add(index)
+            state.copied.add(index)
+            state.sources[index] = twin.source_id
+            state.bytes_from["disk"] += state.order.layout.length_of(index)
+            self._context.bytes_counted["disk", "in"] += state.order.layout.length_of(index)
+        state.note_answered(index, HERE)
+        self._swarm.note_change()
+        self._on_change()
