@@ -89,7 +89,7 @@ class Twins:
         if state.order.layout.chunk_count < 2 or not state.missing:
             return
         known = await self._find_promised()
-        if state.streaming_count == 0:
+        if state.streaming_count == 0 and any(i not in known for i in state.missing):
             await self._find_likely(found, known)
         for twin in self._promised:
             state.note_asked(twin.chunk_index, HERE)
