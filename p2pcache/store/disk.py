@@ -23,6 +23,7 @@ _NO_COPY_ERRNOS = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, er
 # What chmod(2) says of file systems that cannot keep a mode.
 _NO_MODE_ERRNOS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+_TOO_MANY_ERRNOS = (errno.EMFILE, errno.ENFILE)
 
 
 def store_error(error: OSError, path: Path | str) -> StoreError:
@@ -31,6 +32,16 @@ def store_error(error: OSError, path: Path | str) -> StoreError:
         return StoreFullError(
             f"The disk that holds {path} is full; free some space and ask again: "
             "what was fetched is kept."
+        )
+    if error.errno in _TOO_MANY_ERRNOS:
+        return StoreError(
+            f"{path} cannot be opened, too many files are open; raise the limit of open files "
+            "(ulimit -n) and start the daemon again, or ask for less at once."
+        )
+    if error.errno == errno.EROFS:
+        return StoreError(
+            f"The disk that holds {path} became read-only, as disks do that fail; see the "
+            "system's log, then mount it for writing and start the daemon again."
         )
     return StoreError(f"The disk failed at {path} ({error.strerror}); see the system's log.")
 

@@ -86,6 +86,8 @@ class FilePartial:
         self._sources: dict[int, str] = {}
         self._prefixes: dict[int, int] = {}
         self._is_poisoned = False
+        # Whether the two names are durable; those of files that were there before are.
+        self._is_named = path.exists() and record_path.exists()
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             self.fd = open_writable(path, flags)
@@ -353,15 +355,18 @@ class FilePartial:
 
     def flush(self) -> None:
         """Sync the data, then commit the records that speak for it."""
-        with self._lock:
-            self._check_not_poisoned()
-            end = os.lseek(self._record_fd, 0, os.SEEK_END)
-            covered = (end - len(self._header)) // RECORD_SIZE_BYTES
         try:
+            with self._lock:
+                self._check_not_poisoned()
+                end = os.lseek(self._record_fd, 0, os.SEEK_END)
+            covered = (end - len(self._header)) // RECORD_SIZE_BYTES
             os.fdatasync(self.fd)
             with self._lock:
                 self._append(Record(Kind.COMMIT, length_bytes=covered).to_bytes())
             os.fdatasync(self._record_fd)
+            if not self._is_named:
+                sync_directory(self.path.parent)
+                self._is_named = True
         except OSError as error:
             self._poison()
             raise store_error(error, self.path) from error
