@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SEED ?= 1
+LANES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test check lint types layers format demo bench clean
+.PHONY: help venv test check lint types layers format faults demo bench clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +38,10 @@ layers: $(READY)  ## the architecture, as a lint rule
 format: $(READY)  ## put the code into its format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+faults: $(READY)  ## kills, power cuts, failing calls, full disks: about an hour, as root
+	$(BIN)/python -m tests.faults prove
+	$(BIN)/python -m tests.faults run --lanes $(LANES) --seed $(SEED)
 
 demo: $(READY)  ## hub, three peers, a real model, the real client: a table of who gave what
 	$(BIN)/python -m bench.demo

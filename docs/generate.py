@@ -36,9 +36,18 @@ METRIC_NOTES: dict[str, str] = {
     "look at `p2pcache status`.",
     "p2pcache_downloads": "`state` is one of `queued`, `resolving`, `downloading`, `verifying`, "
     "`done`, `failed`, `cancelled`; finished jobs are counted as long as they can be asked about.",
-    "p2pcache_store_bytes": "`kind` is `blobs` (whole files) or `partial` (what files that are "
-    "being filled take on the disk, reserved room included).",
+    "p2pcache_store_bytes": "`kind` is `blobs` (whole files), `partial` (what files that are "
+    "being filled take on the disk, reserved room included) or `adopted` (those of the whole files "
+    "whose bytes lie in a file of somebody else, and take no room of the store's).",
+    "p2pcache_evictions_total": "`kind` is `snapshot`, `blob`, `partial` or `file`: the steps of "
+    "`gc`, of `rm`, and of making room. One that rises with every pull says that the quota is too "
+    "small for what is used.",
+    "p2pcache_evicted_bytes_total": "What the disk has back once no program has those files open.",
     "p2pcache_store_blobs": "Distinct contents; the same file in two repositories counts once.",
+    "p2pcache_checked_bytes_total": "By `p2pcache check` and by the weekly look in the background; "
+    "not what is hashed again because a file changed.",
+    "p2pcache_damaged_chunks_total": "Whoever found them: a check, or a reader whose file had "
+    "changed. Anything above 0 is a disk to look at; `p2pcache check` says which files.",
     "p2pcache_peers": "`state` is `up` or `banned`; peers that do not answer are in neither.",
     "p2pcache_residency_seconds": "One observation for each answer of `residency`; the goal is "
     "99 % below 0.01.",

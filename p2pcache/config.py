@@ -107,6 +107,17 @@ SETTINGS: tuple[Setting, ...] = (
         kind="switch",
     ),
     Setting(
+        "quota", "SIZE", "none",
+        "How much of its disk the store may take, like 500GB or 1.5TiB; then the longest unused "
+        "models go.",
+        "A cache disk is there to be filled; --free-floor keeps it from being full.",
+    ),
+    Setting(
+        "free_floor", "SIZE", "64MiB",
+        "How much of its disk the store leaves free for everybody else.",
+        "Enough for the index, logs and small files of programs on the same disk.",
+    ),
+    Setting(
         "config", "FILE", "no file",
         "TOML file with these settings; underscores in its keys.",
         "No file is looked for: what a daemon runs with is what its start names.",
@@ -140,6 +151,8 @@ class DaemonConfig:
     discover: tuple[str, ...]
     hf_upstream: str
     trust_peers: bool
+    quota_bytes: int | None
+    free_floor_bytes: int
     log_format: str
 
 
@@ -169,6 +182,8 @@ def load_config(flags: Mapping[str, object], environment: Mapping[str, str]) -> 
         discover=_parse(given["discover"], _parse_discover),
         hf_upstream=hf_upstream,
         trust_peers=_parse(given["trust_peers"], _parse_switch),
+        quota_bytes=_parse(given["quota"], _parse_quota),
+        free_floor_bytes=_parse(given["free_floor"], _parse_size),
         log_format=_parse(given["log_format"], _parse_log_format),
     )
 
@@ -385,6 +400,23 @@ def _parse_switch(value: object) -> bool:
     if text not in (*_TRUE, *_FALSE):
         raise InputError(f"{str(value)[:80]!r} is neither on nor off; use true or false.")
     return text in _TRUE
+
+
+def _parse_size(value: object) -> int:
+    # Here, not above: what --help needs has to load fast.
+    from p2pcache.core.sizes import parse_size
+
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return parse_size(str(value) if is_number else _text_of(value))
+
+
+def _parse_quota(value: object) -> int | None:
+    if isinstance(value, str) and value.strip().lower() == "none":
+        return None
+    size_bytes = _parse_size(value)
+    if not size_bytes:
+        raise InputError("A quota of nothing leaves room for nothing; write a size, or none.")
+    return size_bytes
 
 
 def _parse_log_format(value: object) -> str:

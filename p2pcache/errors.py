@@ -49,6 +49,12 @@ class InvalidRangeError(InputError):
         self.size_bytes = size_bytes
 
 
+class ProtectedError(InputError):
+    """A snapshot that cannot go: it is pinned, leased, or in use right now."""
+
+    http_status = 409
+
+
 class ForbiddenError(InputError):
     """The caller may not do this: wrong Host or Origin, or no admin token."""
 
@@ -154,6 +160,12 @@ class BlobCorruptError(IntegrityError):
     def __init__(self, message: str, *, path: str) -> None:
         super().__init__(message)
         self.path = path
+
+
+class BundleCorruptError(IntegrityError):
+    """A bundle that is not what it says it is: damaged or changed on its way, or cut off."""
+
+    http_status = 400
 
 
 class SourceError(P2PCacheError):

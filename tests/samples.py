@@ -24,11 +24,15 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 OTHER_COMMIT = "f" * 40
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sample:
     """A blob that exists in full, in memory."""
 
     content: bytes
+
+    def __repr__(self) -> str:
+        """Short: a failing sequence names many of them."""
+        return f"<Sample {len(self.content)} {self.blob.hex[:6]}>"
 
     @cached_property
     def blob(self) -> BlobDigest:

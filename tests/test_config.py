@@ -49,6 +49,8 @@ def test_load_config_of_nothing_is_the_contract() -> None:
         discover=("mdns",),
         hf_upstream="https://huggingface.co",
         trust_peers=False,
+        quota_bytes=None,
+        free_floor_bytes=64 * 1024**2,
         log_format="text",
     )
 
@@ -56,7 +58,8 @@ def test_load_config_of_nothing_is_the_contract() -> None:
 def test_settings_table_matches_config_fields() -> None:
     """A key for each field and a field for each key; the file itself is no field."""
     fields = {field.name for field in dataclasses.fields(DaemonConfig)}
-    assert {"peers" if name == "peer" else name for name in NAMES} - {"config"} == fields
+    named = {"peer": "peers", "quota": "quota_bytes", "free_floor": "free_floor_bytes"}
+    assert {named.get(name, name) for name in NAMES} - {"config"} == fields
     assert len(set(NAMES)) == len(NAMES)
 
 
@@ -80,6 +83,8 @@ def test_setting_explains_itself(entry: Setting) -> None:
         ("peer", ("a:1", "b:2"), "c:3, d:4,", '["e:5"]', "peers"),
         ("discover", ("none",), "mdns", '"none"', "discover"),
         ("hf_upstream", "http://a", "http://b", '"http://c"', "hf_upstream"),
+        ("quota", "1GB", "1GiB", "1000", "quota_bytes"),
+        ("free_floor", "1GB", "1GiB", '"0"', "free_floor_bytes"),
         ("log_format", "json", "text", '"json"', "log_format"),
     ],
 )
@@ -160,6 +165,10 @@ def test_trust_peers_of_environment_is_a_switch(text: str, expected: bool) -> No
         ("hf_upstream", "https://a?x=1", "query or a fragment"),
         ("hf_upstream", "https://a#x", "query or a fragment"),
         ("trust_peers", "perhaps", "use true or false"),
+        ("quota", "lots", "not a size; write it like 500GB"),
+        ("quota", True, "not text"),
+        ("quota", "0", "leaves room for nothing; write a size, or none"),
+        ("free_floor", "-1", "not a size"),
         ("log_format", "xml", "use text or json"),
     ],
 )
@@ -180,6 +189,12 @@ def test_hf_upstream_with_credentials_does_not_show_them() -> None:
         load_config({}, {"P2PCACHE_HF_UPSTREAM": "https://user:hf_secret@hub.example"})
     assert "hf_secret" not in str(caught.value)
     assert str(caught.value).startswith("P2PCACHE_HF_UPSTREAM: ")
+
+
+@pytest.mark.parametrize("text", ["none", " None "])
+def test_quota_of_none_is_no_quota(text: str) -> None:
+    """The default can be written down, against a file that sets another."""
+    assert load_config({}, {"P2PCACHE_QUOTA": text}).quota_bytes is None
 
 
 @pytest.mark.parametrize(
@@ -219,7 +234,7 @@ def test_file_with_every_key_is_read(tmp_path: Path) -> None:
         tmp_path,
         'name = "lab-1"\nstore = "models"\nlocal = "127.0.0.1:1"\nlisten = "0.0.0.0:2"\n'
         'peer = ["a:3", "b:4"]\ndiscover = ["mdns"]\nhf_upstream = "https://mirror.example/hf"\n'
-        'trust_peers = true\nlog_format = "json"\n',
+        'trust_peers = true\nquota = "1.5TiB"\nfree_floor = 0\nlog_format = "json"\n',
     )
     assert load_config({"config": str(path)}, {}) == DaemonConfig(
         name="lab-1",
@@ -230,6 +245,8 @@ def test_file_with_every_key_is_read(tmp_path: Path) -> None:
         discover=("mdns",),
         hf_upstream="https://mirror.example/hf",
         trust_peers=True,
+        quota_bytes=3 * 1024**4 // 2,
+        free_floor_bytes=0,
         log_format="json",
     )
 

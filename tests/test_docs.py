@@ -185,6 +185,27 @@ def test_commands_of_the_readme_work(tmp_path: Path) -> None:
     assert declared == [(metric.name, metric.kind) for metric in generate.metrics()]
 
 
+def test_commands_of_limiting_the_disk_work(tmp_path: Path) -> None:
+    """Two models, room for one and a half, a pin, gc and rm: as written."""
+    for name in ("org/first", "org/second"):
+        folder = tmp_path / "models" / name
+        folder.mkdir(parents=True)
+        (folder / "model.bin").write_bytes(random.Random(name).randbytes(25_000_000))
+    with HubProcess(tmp_path / "models") as hub:
+        environment = {
+            "P2PCACHE_STORE": str(tmp_path / "store"),
+            "P2PCACHE_LOCAL": "127.0.0.1:0",
+            "P2PCACHE_LISTEN": "127.0.0.1:0",
+            "P2PCACHE_DISCOVER": "none",
+            "P2PCACHE_HF_UPSTREAM": hub.url,
+        }
+        seen = run_script(make_script("docs/how-to/limit-disk.md"), tmp_path, environment)
+    lines = seen.splitlines()
+    assert "refused, as it should be" in lines
+    assert [line.split()[0] for line in lines if " resident " in line] == ["org/second"]
+    assert lines[-1].startswith("Removed org/second@main: 25.0 MB")
+
+
 def test_commands_of_the_tutorial_work(tmp_path: Path) -> None:
     """Three daemons, the hub gone halfway, an offline client: as written."""
     seen = run_script(make_script("docs/tutorials/first-swarm.md"), tmp_path, {})

@@ -11,15 +11,34 @@ from __future__ import annotations
 import click
 
 from p2pcache import __version__
+from p2pcache.cli.bundles import export, import_bundle
+from p2pcache.cli.check import check
 from p2pcache.cli.downloads import pin, pull, unpin
 from p2pcache.cli.environment import env
+from p2pcache.cli.imports import import_
 from p2pcache.cli.models import ls
 from p2pcache.cli.peers import peers
 from p2pcache.cli.residency import status
-from p2pcache.cli.storage import storage
+from p2pcache.cli.space import gc, rm, storage
 from p2pcache.cli.up import up
 
-_COMMANDS = (up, pull, pin, unpin, ls, status, peers, storage, env)
+_COMMANDS = (
+    up,
+    pull,
+    pin,
+    unpin,
+    ls,
+    status,
+    peers,
+    storage,
+    gc,
+    rm,
+    check,
+    import_,
+    export,
+    import_bundle,
+    env,
+)
 
 
 class CommandGroup(click.Group):

@@ -70,7 +70,8 @@ class ProgressBar:
             self._bar.total = total
         done = job.get("bytes_done")
         self._bar.n = done if isinstance(done, int) else 0
-        self._bar.set_postfix_str(f"{show_text(job.get('state'))}; {show_sources(job)}")
+        shown = (show_text(job.get("state")), show_sources(job))
+        self._bar.set_postfix_str("; ".join(filter(None, shown)))
 
 
 class ProgressLines:
@@ -104,7 +105,7 @@ class ProgressLines:
         line = f"{self._title}: {show_text(state)}"
         if isinstance(total, int) and total > 0:
             line += f", {show_size(done)} of {show_size(total)} ({show_share(done, total)})"
-            line += f"; {show_sources(job)}"
+            line += f"; {show_sources(job)}" if show_sources(job) else ""
         if state == "downloading" and job.get("eta_s") is not None:
             line += f"; {show_duration(job.get('eta_s'))} left"
         click.echo(line, err=True)
@@ -125,6 +126,6 @@ def open_progress(title: str, *, is_silent: bool) -> AbstractContextManager[Prog
 
 
 def show_sources(job: dict[str, Any]) -> str:
-    """Return where the bytes came from: peers 1.2 GB, upstream 3.4 MB, disk 0 B."""
-    sources = ("peers", "upstream", "disk")
-    return ", ".join(f"{name} {show_size(job.get(f'bytes_from_{name}', 0))}" for name in sources)
+    """Return where the bytes came from: peers 1.2 GB, upstream 3.4 MB, disk 0 B; '' if unsaid."""
+    said = [name for name in ("peers", "upstream", "disk") if f"bytes_from_{name}" in job]
+    return ", ".join(f"{name} {show_size(job[f'bytes_from_{name}'])}" for name in said)

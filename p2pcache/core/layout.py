@@ -3,8 +3,8 @@ Owns where the chunk boundaries of a blob lie.
 
 Knows nothing of formats or sources: core.tensors says where tensors start, for formats that have
 some; everything else is cut every 4 MiB.
-Invariants: chunks are contiguous, none is empty or above 4 MiB; two layouts of one size are equal
-when their names are, for a name covers every boundary.
+Invariants: chunks are contiguous, none is empty or above 4 MiB; a name covers every boundary, so
+honest daemons that name the same layout mean the same boundaries.
 Source: design.md §3 (layout), §8 (409 other layout); docs/explanation/storage-design.md.
 """
 
@@ -121,8 +121,10 @@ class Layout:
         """
         starts, offset = array("Q"), 0
         for length, count in spans:
-            if not 0 < length <= CHUNK_SIZE_BYTES or not 0 < count <= CHUNKS_PER_BLOB_MAX:
-                raise InputError("A layout has an impossible chunk; refused.")
+            # All of them together: a short text could else ask for more memory than there is.
+            count_left = CHUNKS_PER_BLOB_MAX - len(starts)
+            if not 0 < length <= CHUNK_SIZE_BYTES or not 0 < count <= count_left:
+                raise InputError("A layout has an impossible chunk, or too many; refused.")
             if offset + length * count > size_bytes:
                 raise InputError("A layout is longer than its blob; refused.")
             starts.extend(range(offset, offset + length * count, length))
@@ -202,7 +204,9 @@ class Layout:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Layout):
             return NotImplemented
-        return (self.size_bytes, self.name) == (other.size_bytes, other.name)
+        # The name alone is short enough that somebody could find other boundaries for it.
+        mine = (self.size_bytes, self.name, self._starts)
+        return mine == (other.size_bytes, other.name, other._starts)
 
     def __hash__(self) -> int:
         return hash((self.size_bytes, self.name))

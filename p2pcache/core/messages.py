@@ -30,7 +30,8 @@ MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 # What a stranger may make us hold for one request: 10,000 entries of small blobs fit.
 EXCHANGE_BYTES_MAX = 8 * 1024 * 1024
 NAME_CHARS_MAX = 64
-_PEER_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
+# Not all zeros: have-records write the hub so, whose chunks are doubted last.
+_PEER_ID = re.compile(r"(?!0{32})[0-9a-f]{32}", re.ASCII)
 _PEER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 
 
@@ -122,7 +123,7 @@ class Hello:
 
 def _parse_peer_id(text: str) -> str:
     if _PEER_ID.fullmatch(text) is None:
-        raise InputError("A peer id has 32 lower-case hex digits.")
+        raise InputError("A peer id has 32 lower-case hex digits, not all of them zeros.")
     return text
 
 

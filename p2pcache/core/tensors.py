@@ -21,11 +21,17 @@ from p2pcache.errors import InputError
 
 # The safetensors library's own limit, and far above what a GGUF vocabulary takes.
 HEAD_BYTES_MAX = 100_000_000
+# huggingface_hub reads no longer JSON head. Ours is parsed in one go, in memory that is a multiple
+# of it, and nothing else runs meanwhile.
+JSON_BYTES_MAX = 25_000_000
 # The largest published models have some ten thousand; what is above is cut as any other file.
 TENSORS_MAX = 100_000
 # Brackets and commas in a JSON head: each may become an object in memory.
 JSON_MARKS_MAX = 2_000_000
-# Entries of GGUF's arrays of text: vocabularies have some hundred thousand.
+# GGUF's keys, of which models have fifty.
+KEYS_MAX = 65_536
+# Entries of GGUF's arrays of text, all together: each is a step of a loop. Vocabularies have some
+# hundred thousand, with their merges a million.
 TEXTS_MAX = 4_000_000
 DIMENSIONS_MAX = 16
 # Smaller tensors are joined with their neighbours: a boundary costs a digest and a request.
@@ -116,7 +122,7 @@ def may_have_tensors(path: str, size_bytes: int) -> bool:
     return path.lower().endswith(_SUFFIXES) and size_bytes > layouts.CHUNK_SIZE_BYTES
 
 
-def read_tensors(head: bytes, size_bytes: int) -> TensorMap | MoreHead | None:
+def read_tensors(head: bytes | bytearray, size_bytes: int) -> TensorMap | MoreHead | None:
     """
     Find the tensors of a file.
 
@@ -134,8 +140,8 @@ def read_tensors(head: bytes, size_bytes: int) -> TensorMap | MoreHead | None:
         is_gguf = head.startswith(_GGUF_MAGIC)
         found = _read_gguf(head, size_bytes) if is_gguf else _read_safetensors(head, size_bytes)
     except _MoreError as error:
-        wanted = min(size_bytes, max(error.head_bytes, len(head) + 1))
-        return MoreHead(wanted) if wanted <= HEAD_BYTES_MAX and wanted > len(head) else None
+        # Both are above what there is: whoever raises this has compared the end with size and cap.
+        return MoreHead(min(size_bytes, HEAD_BYTES_MAX, error.head_bytes))
     except (_RuleError, ValueError, RecursionError):
         return None
     return found
@@ -158,10 +164,10 @@ def _join(tensors: list[Tensor], end: int) -> Segment:
     return Segment(label, tensors[0].start, end - tensors[0].start)
 
 
-def _make_map(size_bytes: int, head_bytes: int, tensors: Iterable[Tensor]) -> TensorMap:
+def _make_map(size_bytes: int, tensors: Iterable[Tensor]) -> TensorMap:
     kept = tuple(tensor for tensor in tensors if tensor.length > 0)
-    if not kept or not 0 < head_bytes <= kept[0].start:
-        raise _RuleError("no tensor with bytes, or one inside the head")
+    if not kept:
+        raise _RuleError("no tensor with bytes")
     # What lies between the head and the first tensor belongs to the head.
     return TensorMap(size_bytes, kept[0].start, kept)
 
@@ -169,21 +175,21 @@ def _make_map(size_bytes: int, head_bytes: int, tensors: Iterable[Tensor]) -> Te
 # --- safetensors ---
 
 
-def _read_safetensors(head: bytes, size_bytes: int) -> TensorMap:
+def _read_safetensors(head: bytes | bytearray, size_bytes: int) -> TensorMap:
     if len(head) < _LENGTH.size:
         raise _MoreError(_LENGTH.size)
     (length,) = _LENGTH.unpack_from(head)
     end = _LENGTH.size + length
-    if not 2 <= length <= HEAD_BYTES_MAX - _LENGTH.size or end > size_bytes:
+    if not 2 <= length <= JSON_BYTES_MAX or end > size_bytes:
         raise _RuleError("a head of impossible length")
     # The format wants the brace at once; other files with such a number do not have it.
     if len(head) > _LENGTH.size and head[_LENGTH.size : _LENGTH.size + 1] != b"{":
         raise _RuleError("no JSON object")
     if len(head) < end:
         raise _MoreError(end)
-    text = head[_LENGTH.size : end]
-    if sum(map(text.count, (b"[", b"{", b","))) > JSON_MARKS_MAX:
+    if sum(head.count(mark, _LENGTH.size, end) for mark in b"[{,") > JSON_MARKS_MAX:
         raise _RuleError("a head with too many values")
+    text = str(memoryview(head)[_LENGTH.size : end], "utf-8")
     entries = json.loads(text, object_pairs_hook=_refuse_duplicates)
     if not isinstance(entries, dict) or len(entries) > TENSORS_MAX:
         raise _RuleError("no JSON object, or too many tensors")
@@ -198,7 +204,7 @@ def _read_safetensors(head: bytes, size_bytes: int) -> TensorMap:
         position += tensor.length
     if position != size_bytes:
         raise _RuleError("tensors that do not fill the file")
-    return _make_map(size_bytes, end, tensors)
+    return _make_map(size_bytes, tensors)
 
 
 def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -214,8 +220,10 @@ def _read_entry(name: str, entry: object, data_start: int) -> Tensor:
     kind, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(kind, str) or not isinstance(shape, list) or not isinstance(offsets, list):
         raise _RuleError("a tensor without type, shape or place")
-    if len(offsets) != 2 or not all(type(n) is int for n in (*offsets, *shape)):
+    if len(offsets) != 2 or len(shape) > DIMENSIONS_MAX:
         raise _RuleError("a tensor with an impossible place or shape")
+    if not all(type(n) is int for n in (*offsets, *shape)):
+        raise _RuleError("a tensor whose place or shape has other values than whole numbers")
     begin, end = offsets
     if not 0 <= begin <= end <= layouts.BLOB_SIZE_BYTES_MAX:
         raise _RuleError("a tensor outside the file")
@@ -228,22 +236,42 @@ def _read_entry(name: str, entry: object, data_start: int) -> Tensor:
 class _Cursor:
     """Reads GGUF's little-endian values one after the other."""
 
-    def __init__(self, head: bytes) -> None:
+    def __init__(self, head: bytes | bytearray, size_bytes: int) -> None:
         self._head = head
+        self._end_max = min(size_bytes, HEAD_BYTES_MAX)
+        self._texts_left = TEXTS_MAX
         self.position = len(_GGUF_MAGIC)
 
     def skip(self, length: int) -> None:
         end = self.position + length
-        if end > HEAD_BYTES_MAX:
+        if end > self._end_max:
             raise _RuleError("a head without end")
         if end > len(self._head):
             raise _MoreError(max(end, len(self._head) * _GROWTH))
         self.position = end
 
+    def skip_texts(self, count: int) -> None:
+        self._texts_left -= count
+        if self._texts_left < 0:
+            raise _RuleError("too many texts")
+        head, position, unpack = self._head, self.position, _LENGTH.unpack_from
+        last_start = len(head) - _LENGTH.size
+        for _ in range(count):
+            if position > last_start:
+                position += _LENGTH.size
+                break
+            position += _LENGTH.size + unpack(head, position)[0]
+        self.skip(position - self.position)
+
     def whole(self, size_bytes: int) -> int:
         start = self.position
         self.skip(size_bytes)
         return int.from_bytes(self._head[start : self.position], "little")
+
+    def wholes(self, count: int) -> list[int]:
+        start = self.position
+        self.skip(_LENGTH.size * count)
+        return list(struct.unpack_from(f"<{count}Q", self._head, start))
 
     def text(self) -> str:
         length = self.whole(8)
@@ -254,27 +282,29 @@ class _Cursor:
         return self._head[start : self.position].decode()
 
 
-def _read_gguf(head: bytes, size_bytes: int) -> TensorMap:
-    cursor = _Cursor(head)
+def _read_gguf(head: bytes | bytearray, size_bytes: int) -> TensorMap:
+    cursor = _Cursor(head, size_bytes)
     version = cursor.whole(4)
     tensor_count, pair_count = cursor.whole(8), cursor.whole(8)
-    if version not in _GGUF_VERSIONS or not 0 < tensor_count <= TENSORS_MAX:
-        raise _RuleError("another version, or too many tensors")
+    if version not in _GGUF_VERSIONS:
+        raise _RuleError("another version, or another byte order")
+    if not 0 < tensor_count <= TENSORS_MAX or pair_count > KEYS_MAX:
+        raise _RuleError("too many tensors or keys")
     alignment = _GGUF_ALIGNMENT_DEFAULT
-    for _ in range(pair_count):  # bounded: each takes 12 bytes of the head, or asks for more
+    for _ in range(pair_count):
         key, kind = cursor.text(), cursor.whole(4)
         if key == _GGUF_ALIGNMENT_KEY and kind == _GGUF_UINT32:
             alignment = cursor.whole(4)
         else:
             _skip_value(cursor, kind)
-    if not 0 < alignment <= layouts.CHUNK_SIZE_BYTES:
+    if alignment == 0:
         raise _RuleError("an impossible alignment")
     places = []
     for _ in range(tensor_count):
         name, dimension_count = cursor.text(), cursor.whole(4)
         if dimension_count > DIMENSIONS_MAX:
             raise _RuleError("too many dimensions")
-        shape = [cursor.whole(8) for _ in range(dimension_count)]
+        shape = cursor.wholes(dimension_count)
         places.append((name, f"{cursor.whole(4)}{shape}", cursor.whole(8)))
     data_start = -(-cursor.position // alignment) * alignment
     places.sort(key=lambda place: place[2])
@@ -284,7 +314,7 @@ def _read_gguf(head: bytes, size_bytes: int) -> TensorMap:
         if end < offset or offset % alignment:
             raise _RuleError("tensors over one another, or beyond the file")
         tensors.append(Tensor(name, shaped, data_start + offset, end - offset))
-    return _make_map(size_bytes, cursor.position, tensors)
+    return _make_map(size_bytes, tensors)
 
 
 def _skip_value(cursor: _Cursor, kind: int) -> None:
@@ -296,10 +326,9 @@ def _skip_value(cursor: _Cursor, kind: int) -> None:
         item_kind, count = cursor.whole(4), cursor.whole(8)
         if item_kind in _GGUF_SIZES:
             cursor.skip(_GGUF_SIZES[item_kind] * count)
-        elif item_kind == _GGUF_TEXT and count <= TEXTS_MAX:
-            for _ in range(count):
-                cursor.skip(cursor.whole(8))
+        elif item_kind == _GGUF_TEXT:
+            cursor.skip_texts(count)
         else:
-            raise _RuleError("an array of arrays, or too long")
+            raise _RuleError("an array of arrays")
     else:
         raise _RuleError("an unknown type of value")

@@ -26,11 +26,15 @@ from p2pcache.config import DaemonConfig
 from p2pcache.core.messages import EXCHANGE_BYTES_MAX
 from p2pcache.daemon.answers import answer_errors
 from p2pcache.daemon.assembly import open_cache
+from p2pcache.daemon.bundle_api import BundleApi
+from p2pcache.daemon.check_api import CheckApi
 from p2pcache.daemon.guard import Guard
 from p2pcache.daemon.hf_gateway import BODY_BYTES_MAX, HuggingFaceGateway
+from p2pcache.daemon.imports_api import ImportsApi
 from p2pcache.daemon.management import Management
 from p2pcache.daemon.metrics import Metrics
 from p2pcache.daemon.peer_api import PeerApi, check_private
+from p2pcache.daemon.space_api import SpaceApi
 from p2pcache.discovery.base import Announcement, Discovery
 from p2pcache.discovery.mdns import MdnsDiscovery
 from p2pcache.discovery.static import StaticDiscovery
@@ -89,6 +93,7 @@ async def run_daemon(config: DaemonConfig, announce: Callable[[Ready], None]) ->
         local_app, management = make_local_app(cache, downloads, local_socket)
         await serve(local_app, local_socket, stack)
         await discover(config, cache, peer_port, stack)
+        cache.checkup.open()
         ready = Ready(
             f"http://{show_address(local_socket)}",
             show_address(peer_socket),
@@ -188,6 +193,10 @@ def make_local_app(
     )
     management = Management(cache, downloads, guard)
     management.add_routes(app)
+    SpaceApi(cache, guard).add_routes(app)
+    BundleApi(cache, guard).add_routes(app)
+    ImportsApi(cache, guard).add_routes(app)
+    CheckApi(cache, guard).add_routes(app)
     app.router.add_get("/metrics", metrics.show)
     app.router.add_get("/healthz", answer_alive)
     app.router.add_get("/readyz", answer_alive)

@@ -95,6 +95,8 @@ async def open_cache(config: DaemonConfig, stack: AsyncExitStack) -> Cache:
             peer_id=home.peer_id,
             hf_upstream=config.hf_upstream.rstrip("/"),
             trust_peers=config.trust_peers,
+            quota_bytes=config.quota_bytes,
+            free_floor_bytes=config.free_floor_bytes,
         ),
         clock=clock,
         home=home,
@@ -111,4 +113,5 @@ async def open_cache(config: DaemonConfig, stack: AsyncExitStack) -> Cache:
     await context.taints.load()
     cache = Cache(context)
     stack.push_async_callback(cache.close)
+    await cache.space.open()
     return cache

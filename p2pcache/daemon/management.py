@@ -1,5 +1,5 @@
 """
-Owns the management API of the local endpoint: downloads, residency, models, peers, pins.
+Owns the management API of the local endpoint: downloads, residency, models, peers, status.
 
 Knows nothing of how the engine works; asks it and writes JSON.
 Invariants: what is not proven public is shown to the admin token's holder alone; field names are
@@ -23,7 +23,7 @@ from p2pcache.core.residency import State
 from p2pcache.daemon.guard import DOWNLOAD_ALIAS, MANAGEMENT_PREFIX, Guard
 from p2pcache.engine.cache import Cache
 from p2pcache.engine.downloads import Downloads, Job, JobOrder
-from p2pcache.errors import InputError, NotFoundError
+from p2pcache.errors import InputError
 from p2pcache.store.catalogue import RefRow, SnapshotRow
 
 # Patterns in one request; a pattern is a file name at the longest.
@@ -52,11 +52,7 @@ class Management:
         router.add_get(f"{base}/residency/{{reference:.+}}", self.residency)
         router.add_get(f"{base}/models", self.models)
         router.add_get(f"{base}/peers", self.peers)
-        router.add_get(f"{base}/storage", self.storage)
         router.add_get(f"{base}/status", self.status)
-        router.add_get(f"{base}/pins", self.list_pins)
-        router.add_post(f"{base}/pins", self.pin)
-        router.add_delete(f"{base}/pins", self.unpin)
 
     # --- downloads ---
 
@@ -195,22 +191,6 @@ class Management:
             )
         return web.json_response({"models": listed})
 
-    async def storage(self, request: web.Request) -> web.Response:
-        """Say what the store takes."""
-        context = self._cache.context
-        count, size_bytes = await context.index.call(lambda index: index.blobs.measure())
-        usage = shutil.disk_usage(context.settings.store)
-        return web.json_response(
-            {
-                "store": str(context.settings.store),
-                "blobs": count,
-                "blobs_bytes": size_bytes,
-                "partial_bytes": await context.in_bulk(context.store.measure_partials),
-                "disk_total": usage.total,
-                "disk_free": usage.free,
-            }
-        )
-
     # --- who is there ---
 
     async def peers(self, request: web.Request) -> web.Response:
@@ -258,46 +238,14 @@ class Management:
             }
         )
 
-    # --- pins ---
+    # --- small parts ---
 
     def _may_show(self, request: web.Request, row: SnapshotRow) -> bool:
         """Return whether a caller may know of a snapshot: a public one, or the admin."""
         return row.public_wall_s is not None or self._guard.is_admin(request)
 
     async def _pins(self) -> list[RefRow]:
-        return await self._cache.context.index.call(lambda index: index.roots.list_pins())
-
-    async def list_pins(self, request: web.Request) -> web.Response:
-        """List what is protected."""
-        shown = []
-        for pin in await self._pins():
-            row = await self._cache.librarian.find_cached(ModelReference(pin.repo, pin.commit))
-            if row is None or self._may_show(request, row):
-                shown.append(describe_pin(pin))
-        return web.json_response({"pins": shown})
-
-    async def pin(self, request: web.Request) -> web.Response:
-        """Protect a snapshot that is here."""
-        reference = await read_reference(request)
-        row = await self._cache.librarian.find_cached(reference)
-        if row is None:
-            raise NotFoundError(
-                f"{reference} is not here; pull it first: p2pcache pull {reference}"
-            )
-        wall_s = self._cache.context.clock.wall_s()
-        pin = RefRow(reference.repo, reference.revision, row.snapshot.id.commit, wall_s)
-        await self._cache.context.index.call(lambda index: index.roots.put_pin(pin))
-        return web.json_response(describe_pin(pin))
-
-    async def unpin(self, request: web.Request) -> web.Response:
-        """Stop protecting a snapshot."""
-        reference = await read_reference(request)
-        removed = await self._cache.context.index.call(
-            lambda index: index.roots.remove_pin(reference.repo, reference.revision)
-        )
-        if not removed:
-            raise NotFoundError(f"{reference} is not pinned; list pins with: p2pcache ls")
-        return web.json_response({"model": str(reference.repo), "revision": reference.revision})
+        return await self._cache.space.pins.list_all()
 
 
 def describe_fault(fault: Fault) -> dict[str, object]:
@@ -309,11 +257,6 @@ def describe_fault(fault: Fault) -> dict[str, object]:
         "detail": fault.detail,
         "at": fault.wall_s,
     }
-
-
-def describe_pin(pin: RefRow) -> dict[str, object]:
-    """Return a pin."""
-    return {"model": str(pin.repo), "revision": pin.revision, "commit": pin.commit}
 
 
 async def read_object(request: web.Request) -> dict[str, object]:
@@ -334,9 +277,8 @@ async def read_object(request: web.Request) -> dict[str, object]:
     return message
 
 
-async def read_reference(request: web.Request) -> ModelReference:
+def read_reference(message: dict[str, object]) -> ModelReference:
     """Read `{"model", "revision"?}`."""
-    message = await read_object(request)
     model = get_optional_text(message, "model")
     if not model:
         raise InputError("Name the model: {'model': 'org/name'}.")

@@ -85,7 +85,9 @@ class Metrics:
         """Answer `/metrics`."""
         context = self._cache.context
         count, size_bytes = await context.index.call(lambda index: index.blobs.measure())
+        adopted = await context.index.call(lambda index: index.inventory.measure_adopted())
         partial_bytes = await context.in_bulk(context.store.measure_partials)
+        evictor = self._cache.space.evictor
         states = Counter(job.state.value for job in self._downloads.list_all())
         up = list(self._cache.swarm.iter_up())
         lines = [
@@ -120,9 +122,34 @@ class Metrics:
                 {
                     (("kind", "blobs"),): float(size_bytes),
                     (("kind", "partial"),): float(partial_bytes),
+                    (("kind", "adopted"),): float(adopted),
                 },
             ),
             *_family("p2pcache_store_blobs", "gauge", "Whole blobs.", {(): float(count)}),
+            *_family(
+                "p2pcache_checked_bytes_total",
+                "counter",
+                "Bytes that checks looked at.",
+                {(): float(self._cache.checkup.checked_bytes_total)},
+            ),
+            *_family(
+                "p2pcache_damaged_chunks_total",
+                "counter",
+                "Chunks found damaged on this disk.",
+                {(): float(self._cache.checkup.healer.damaged_chunks_total)},
+            ),
+            *_family(
+                "p2pcache_evictions_total",
+                "counter",
+                "What was taken out of the store.",
+                {(("kind", kind.value),): float(n) for kind, n in evictor.evicted.items()},
+            ),
+            *_family(
+                "p2pcache_evicted_bytes_total",
+                "counter",
+                "Bytes that this gave back.",
+                {(): float(evictor.evicted_bytes)},
+            ),
             *_family(
                 "p2pcache_peers",
                 "gauge",

@@ -43,6 +43,8 @@ class Access:
         self._key = secrets.token_bytes(32)
         self._grants: OrderedDict[tuple[bytes, SnapshotId], float] = OrderedDict()
         self._proofs = SingleFlight()
+        # When the hub last left a question for a proof unanswered.
+        self.unanswered_s = float("-inf")
 
     async def is_public(self, snapshot: Snapshot) -> bool:
         """
@@ -72,6 +74,7 @@ class Access:
         try:
             await self._ask(snapshot, ANONYMOUS)
         except (Unreachable, UpstreamRateLimitedError, UpstreamProtocolError):
+            self.unanswered_s = self._context.clock.monotonic_s()
             return age_s is not None
         except (UpstreamAuthError, NotFoundError):
             await self.revoke(snapshot.id)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from p2pcache.core.chunktable import ChunkTable, Standing
@@ -22,12 +22,15 @@ from p2pcache.core.refs import ModelReference, SnapshotId
 from p2pcache.core.residency import FileResidency, Residency, measure_residency
 from p2pcache.core.snapshot import FileEntry, Snapshot
 from p2pcache.engine.access import Access
+from p2pcache.engine.checkup import Checkup
 from p2pcache.engine.claims import Claims
 from p2pcache.engine.context import Context
 from p2pcache.engine.fetches import ActiveFetch, Fetches
+from p2pcache.engine.holds import Room
 from p2pcache.engine.librarian import Librarian, Resolved
 from p2pcache.engine.reader import BlobReader
 from p2pcache.engine.shelf import ChunkRun, Shelf
+from p2pcache.engine.space import Space
 from p2pcache.engine.swarm import Swarm
 from p2pcache.errors import (
     BlobNotFoundError,
@@ -42,9 +45,6 @@ from p2pcache.store.disk import store_error
 from p2pcache.store.index import Index
 
 log = logging.getLogger(__name__)
-
-# Left free for everybody else on the file system: SQLite, logs, the workers' own files.
-DISK_FREE_BYTES_MIN = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,14 @@ class Cache:
         self.fetches = Fetches(context, self.swarm, self.shelf)
         self.claims = Claims(self.fetches)
         self.access.on_revoked = self.fetches.hide
+        self.space = Space(context)
+        self.space.holds.busy_checks += [
+            lambda blob: self.fetches.find(blob) is not None,
+            self.claims.is_held,
+            self.shelf.is_busy,
+        ]
+        self.claims.settle = self.space.settle
+        self.checkup = Checkup(self)
 
     async def open_file(
         self, reference: ModelReference, path: str, credentials: Credentials
@@ -88,6 +96,7 @@ class Cache:
         resolved = await self.librarian.resolve(reference, credentials)
         is_public = await self.access.check_may_read(resolved.snapshot, credentials)
         entry = resolved.snapshot.get_file(path)
+        self.space.note_used(resolved.snapshot.id)
         landing = await self.land(resolved.snapshot, entry, credentials, is_public=is_public)
         try:
             if landing.active is None:
@@ -129,27 +138,54 @@ class Cache:
         Raises:
             StoreError: No room, or the disk failed.
         """
-        while True:
-            await self.claims.wait_free(entry.digest)
-            found = await self.shelf.open_proven(entry.digest)
-            if found is not None:
-                try:
-                    check_size(snapshot, entry, found.stamp.size_bytes)
-                    if is_public:
-                        await self.shelf.note_public(entry.digest)
-                except BaseException:
-                    os.close(found.fd)
-                    raise
-                return Landing(entry, found.fd, None)
-            if self.claims.is_held(entry.digest):
-                continue  # somebody else fills it, since a moment ago
-            active = self.fetches.find(entry.digest)
-            if active is not None:
-                check_size(snapshot, entry, active.fetch.layout.size_bytes)
-            active = await self.fetches.start(snapshot, entry, credentials, is_public=is_public)
-            if not active.is_done:
-                return Landing(entry, os.dup(active.fetch.partial.fd), active)
-            await active.result()
+        with ExitStack() as stack:
+            room: Room | None = None
+            while True:
+                await self.claims.wait_free(entry.digest)
+                found = await self.shelf.open_proven(entry.digest)
+                if found is not None:
+                    try:
+                        check_size(snapshot, entry, found.stamp.size_bytes)
+                        if is_public:
+                            await self.shelf.note_public(entry.digest)
+                    except BaseException:
+                        os.close(found.fd)
+                        raise
+                    return Landing(entry, found.fd, None)
+                if self.claims.is_held(entry.digest):
+                    continue  # somebody else fills it, since a moment ago
+                active = self.fetches.find(entry.digest)
+                if active is None and room is None:
+                    room = await self.space.rooms.make(snapshot.id, [entry])
+                    stack.enter_context(room)
+                    continue  # somebody else may have brought it meanwhile
+                if active is not None:
+                    check_size(snapshot, entry, active.fetch.layout.size_bytes)
+                active = await self._fetch(snapshot, entry, credentials, room, is_public=is_public)
+                if not active.is_done:
+                    stack.pop_all()
+                    if room is not None:
+                        room.release_after(active.task)
+                    return Landing(entry, os.dup(active.fetch.partial.fd), active)
+                await active.result()
+
+    async def _fetch(
+        self,
+        snapshot: Snapshot,
+        entry: FileEntry,
+        credentials: Credentials,
+        room: Room | None,
+        *,
+        is_public: bool,
+    ) -> ActiveFetch:
+        """Begin to fetch a file, or join; if its room is gone, make it once more."""
+        try:
+            return await self.fetches.start(snapshot, entry, credentials, is_public=is_public)
+        except StoreFullError:
+            if room is None:
+                raise
+            await self.space.rooms.renew(room)
+            return await self.fetches.start(snapshot, entry, credentials, is_public=is_public)
 
     def _publish_when_done(self, resolved: Resolved, entry: FileEntry, active: ActiveFetch) -> None:
         """Link the file for offline workers once it is proven, whether a reader waits or not."""
@@ -164,10 +200,19 @@ class Cache:
 
     async def publish_to_tree(self, resolved: Resolved, entries: list[FileEntry]) -> None:
         """Link proven files into the tree that workers read without asking anybody."""
-        snapshot, tree = resolved.snapshot, self.context.tree
+        snapshot = resolved.snapshot
+        with self.space.holds.holding(snapshot.id):
+            row = await self.librarian.find_cached(
+                ModelReference(snapshot.id.repo, snapshot.id.commit)
+            )
+            if row is None:
+                return  # evicted a moment ago, and its files with it
+            await self._link_files(resolved, entries, is_public=row.public_wall_s is not None)
 
-        row = await self.librarian.find_cached(ModelReference(snapshot.id.repo, snapshot.id.commit))
-        is_public = row is not None and row.public_wall_s is not None
+    async def _link_files(
+        self, resolved: Resolved, entries: list[FileEntry], *, is_public: bool
+    ) -> None:
+        snapshot, tree = resolved.snapshot, self.context.tree
 
         def publish() -> None:
             tree.open_repo(snapshot.id.repo, is_public=is_public)
@@ -283,32 +328,19 @@ class Cache:
             return active.fetch.state.held_bytes
         return min(self.context.store.count_held_bytes(entry.digest), entry.size_bytes)
 
-    def check_room(self, residency: Residency) -> None:
-        """
-        Refuse what cannot fit, before the first byte.
-
-        Raises:
-            StoreFullError: With the numbers.
-        """
-        free = shutil.disk_usage(self.context.settings.store).free
-        if residency.bytes_missing + DISK_FREE_BYTES_MIN > free:
-            raise StoreFullError(
-                f"{residency.bytes_missing:,} bytes are missing and the disk of "
-                f"{self.context.settings.store} has {free:,} free (of which "
-                f"{DISK_FREE_BYTES_MIN:,} stay free); make room, or pull less with --include."
-            )
-
     def path_of(self, snapshot_id: SnapshotId) -> str:
         """Return the folder that a loader opens."""
         return str(self.context.tree.snapshot_path(snapshot_id))
 
     async def close(self) -> None:
         """Stop everything; what was fetched is kept."""
+        await self.checkup.close()
         await self.fetches.close()
         await self.swarm.close()
         await self.librarian.close()
         await self.access.close()
         await self.shelf.close()
+        await self.space.close()
 
 
 def check_size(snapshot: Snapshot, entry: FileEntry, size_bytes: int) -> None:

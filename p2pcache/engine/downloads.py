@@ -153,14 +153,13 @@ class Downloads:
         return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
 
     async def _run(self, job: Job, credentials: Credentials) -> None:
-        """Resolve, check room, fetch small files first, link, pin."""
+        """Resolve, make room, bring it here."""
         try:
             job.state = JobState.RESOLVING
             resolved = await self._cache.librarian.resolve(job.order.reference, credentials)
             snapshot = resolved.snapshot
             job.commit = snapshot.id.commit
-            is_public = await self._cache.access.check_may_read(snapshot, credentials)
-            job.is_public = is_public
+            job.is_public = await self._cache.access.check_may_read(snapshot, credentials)
             chosen = snapshot.select(job.order.include, job.order.exclude)
             if not chosen and snapshot.files:
                 raise InputError(
@@ -169,17 +168,10 @@ class Downloads:
                 )
             blobs = order_for_fetching(chosen)
             job.bytes_total = sum(entry.size_bytes for entry in blobs)
-            self._cache.check_room(await self._cache.measure(chosen))
-            job.state = JobState.DOWNLOADING
-            if is_public:
-                await self._cache.swarm.ask_about((b.digest, b.layout) for b in blobs)
-                # Small files of our own first: by the time we come to the others', peers have them.
-                blobs.sort(key=self._is_for_others)
-            await self._fetch_all(job, resolved, blobs, credentials, is_public=is_public)
-            job.state = JobState.VERIFYING
-            await self._cache.publish_to_tree(resolved, chosen)
-            if job.order.is_pin:
-                await self._pin(resolved)
+            with await self._cache.space.rooms.make(snapshot.id, blobs):
+                # Listed again if it was evicted before it was held.
+                await self._cache.librarian.get_snapshot(snapshot.id, credentials)
+                await self._bring(job, resolved, chosen, credentials)
             job.path = self._cache.path_of(snapshot.id)
             job.state = JobState.DONE
         except P2PCacheError as error:
@@ -191,6 +183,23 @@ class Downloads:
             log.exception("download of %s failed", job.order.reference)
             job.error = P2PCacheError("The daemon failed at this download; its log says more.")
             job.state = JobState.FAILED
+
+    async def _bring(
+        self, job: Job, resolved: Resolved, chosen: list[FileEntry], credentials: Credentials
+    ) -> None:
+        """Fetch small files first, link, pin; there is room."""
+        blobs = order_for_fetching(chosen)
+        job.state = JobState.DOWNLOADING
+        if job.is_public:
+            await self._cache.swarm.ask_about((b.digest, b.layout) for b in blobs)
+            # Small files of our own first: by the time we come to the others', peers have them.
+            blobs.sort(key=self._is_for_others)
+        await self._fetch_all(job, resolved, blobs, credentials, is_public=job.is_public)
+        job.state = JobState.VERIFYING
+        await self._cache.publish_to_tree(resolved, chosen)
+        if job.order.is_pin:
+            await self._pin(resolved)
+        self._cache.space.note_used(resolved.snapshot.id)
 
     def _is_for_others(self, entry: FileEntry) -> tuple[bool, bool]:
         is_large = entry.layout.chunk_count > 1
@@ -245,4 +254,4 @@ class Downloads:
         wall_s = self._cache.context.clock.wall_s()
         snapshot_id = resolved.snapshot.id
         row = RefRow(snapshot_id.repo, resolved.revision, snapshot_id.commit, wall_s)
-        await self._cache.context.index.call(lambda index: index.roots.put_pin(row))
+        await self._cache.space.pin(row)

@@ -17,7 +17,7 @@ from functools import partial
 
 from p2pcache.core.chunktable import ChunkTable
 from p2pcache.core.digest import BlobDigest, ChunkDigest
-from p2pcache.core.layout import Layout
+from p2pcache.core.layout import FIXED_LAYOUT, Layout
 from p2pcache.core.messages import SwarmEntry
 from p2pcache.core.planner import UPSTREAM
 from p2pcache.core.verify import digest_of, verify_chunk
@@ -87,7 +87,8 @@ class BlobFetch:
         come as long as streaming_count is held, is from a trusted source.
         """
         state = self.state
-        if state.find_likely() and state.streaming_count == 0:
+        has_guesses = state.guesses_under_way > 0 or bool(state.find_likely())
+        if has_guesses and state.streaming_count == 0:
             return False
         if state.order.trusts_peers:
             return True
@@ -127,7 +128,8 @@ class BlobFetch:
         Raises:
             StoreError: No room, or the disk failed.
         """
-        self._cut = cut
+        # Not the bytes: a head may have 100 MB, and the fetch hours.
+        self._cut = replace(cut, head=b"")
         self.state = FetchState.of(replace(self.state.order, layout=cut.layout))
         self.state.patience = cut.patience or self.state.patience
         store, order = self._context.store, self.state.order
@@ -263,8 +265,8 @@ class BlobFetch:
                         "it was being fetched; it is fetched again.",
                     )
                 )
-                state.forget(index)
                 await self._context.in_bulk(self.partial.forget, [index])
+                state.forget(index)
             state.unchecked.discard(index)
             self.note_change()
 
@@ -341,32 +343,36 @@ class BlobFetch:
 
     async def _forget(self, chunk_indexes: list[int]) -> None:
         """Take out chunks that the proof put in doubt."""
+        # The file first: a chunk that is asked for anew is not written where one is held.
+        await self._context.in_bulk(self.partial.forget, chunk_indexes)
         for index in chunk_indexes:
             self.state.forget(index)
         self.state.proof_failures += 1
         self.note_change()
-        await self._context.in_bulk(self.partial.forget, chunk_indexes)
 
     async def _cut_rightly(self, table: ChunkTable) -> ChunkTable:
         """
         Return the table in the layout that the proven bytes themselves say.
 
-        A peer that said another one cost a detour; what it said is not passed on.
+        A peer that said another one cost a detour; what it said, now or to an earlier run, is not
+        passed on.
         """
-        peer_id = self._cut.claimed_by
-        if peer_id is None:
+        if self._cut.is_certain:
             return table
         fd, size_bytes = self.partial.fd, self.layout.size_bytes
         layout = await self._context.in_bulk(find_file_layout, fd, size_bytes)
         if layout == table.layout:
             return table
-        # No ban: it may only have passed on what somebody told it.
-        fault = self._context.make_fault(
-            peer_id, peer_id, "other layout", f"It cut {self.state.order.location.what} wrongly."
-        )
-        self._context.blame.faults.append(fault)
+        peer_id = self._cut.claimed_by
+        if peer_id is not None and table.layout.name != FIXED_LAYOUT:
+            # No ban: it may only have passed on what somebody told it.
+            detail = f"It cut {self.state.order.location.what} wrongly."
+            peer = self._swarm.peers.get(peer_id)
+            name = peer_id if peer is None else peer.name
+            fault = self._context.make_fault(peer_id, name, "other layout", detail)
+            self._context.blame.faults.append(fault)
         right, _ = await self._context.in_bulk(hash_file, fd, self.blob, layout)
-        return right
+        return right if right.is_complete() else table
 
     def _name_liars(self, dispatcher: Dispatcher, table: ChunkTable) -> None:
         """Now that the truth is known, ban whoever sent a chunk that differs from it."""

@@ -11,6 +11,7 @@ Source: design.md §3 (layout); docs/explanation/storage-design.md.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass
 
@@ -40,13 +41,18 @@ HEAD_LEASE_S = 2.0
 LOOK_INTERVAL_S = 0.05
 # A peer's answer with a chunk table; a table of a million chunks takes about a second.
 TABLE_TIMEOUT_S = 3.0
+# Who has or fetches the blob is asked once, before anybody's word is waited for.
+ASK_S_MAX = 1.0
+# Peers asked for their table: of a crowd that gives none, each would cost its timeout.
+TABLE_PEERS_MAX = 4
 
 
 @dataclass(frozen=True, slots=True)
 class FoundLayout:
     """
     A layout; the head's bytes and tensors if the hub gave them; the peer whose word it is; how
-    the hub failed if it gave nothing.
+    the hub failed if it gave nothing; whether nothing but the hub's bytes, or the file's name,
+    says so.
     """
 
     layout: Layout
@@ -54,6 +60,7 @@ class FoundLayout:
     tensors: TensorMap | None = None
     claimed_by: str | None = None
     patience: Patience | None = None
+    is_certain: bool = False
 
 
 class Layouts:
@@ -73,7 +80,7 @@ class Layouts:
             path: The file's name, which tells whether it is worth to look.
         """
         if not may_have_tensors(path, order.layout.size_bytes):
-            return FoundLayout(order.layout)
+            return FoundLayout(order.layout, is_certain=True)
         kept = await self._context.in_bulk(self._find_kept, order)
         if kept is not None:
             return FoundLayout(kept)
@@ -94,6 +101,10 @@ class Layouts:
     async def _ask_around(self, order: FetchOrder, source: UpstreamSource) -> FoundLayout:
         clock, budget = self._context.clock, self._context.budget
         patience, asked = Patience(), set[str]()
+        if order.is_public and not self._list_knowing(order):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ASK_S_MAX):
+                    await self._swarm.ask_about([(order.blob, order.layout)])
         lease_ends_s = clock.monotonic_s() + HEAD_LEASE_S
         while True:
             if order.is_public:
@@ -116,9 +127,9 @@ class Layouts:
             await asyncio.sleep(LOOK_INTERVAL_S)
 
     async def _ask_peers(self, order: FetchOrder, asked: set[str]) -> FoundLayout | None:
-        """Ask those who have some of the blob or cut it at tensors, the fullest first, once each."""
+        """Ask who has some of the blob or cuts it at tensors, the fullest first, each once."""
         for peer, layout in self._list_knowing(order):
-            if peer.peer_id in asked:
+            if peer.peer_id in asked or len(asked) >= TABLE_PEERS_MAX:
                 continue
             if layout == order.layout.id:
                 return FoundLayout(order.layout, claimed_by=peer.peer_id)
@@ -144,7 +155,8 @@ class Layouts:
         try:
             async with asyncio.timeout(TABLE_TIMEOUT_S):
                 path = f"/v1/blobs/{order.blob}/table"
-                table = table_from_json(await self._swarm.link.get(peer.url, path))
+                message = await self._swarm.link.get(peer.url, path)
+                table = await self._context.in_bulk(table_from_json, message)
         except (SourceError, InputError, TimeoutError) as error:
             log.debug("peer %s has no table of %s: %s", peer.name, order.blob, error)
             return None
@@ -168,11 +180,11 @@ class Layouts:
                     head += await self._context.on_wire(
                         source.read_range, len(head), length, size_bytes, is_upstream=True
                     )
-                found = await self._context.in_bulk(read_tensors, bytes(head), size_bytes)
+                found = await self._context.in_bulk(read_tensors, head, size_bytes)
                 if not isinstance(found, MoreHead):
                     break
                 wanted = found.head_bytes
         finally:
             self._context.budget.requests_inflight -= 1
         layout = order.layout if found is None else found.layout()
-        return FoundLayout(layout, bytes(head), found)
+        return FoundLayout(layout, bytes(head), found, is_certain=True)

@@ -23,10 +23,8 @@ from p2pcache.engine.single import SingleFlight
 from p2pcache.engine.swarm import Swarm
 from p2pcache.errors import (
     InputError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
+    NotFoundError,
     SourceError,
-    UpstreamAuthError,
     UpstreamProtocolError,
     UpstreamRateLimitedError,
     UpstreamUnreachableError,
@@ -38,6 +36,8 @@ log = logging.getLogger(__name__)
 
 # A hub that did not answer is not asked again for this long: a waiting client has only 10 s.
 UNREACHABLE_PAUSE_S = 5.0
+# A list that the hub did not confirm is asked for again after this long, when somebody wants it.
+CONFIRM_PAUSE_S = 60.0
 _UNAVAILABLE = (UpstreamUnreachableError, UpstreamRateLimitedError, UpstreamProtocolError)
 
 
@@ -64,6 +64,8 @@ class Librarian:
         self._access = access
         self._flights = SingleFlight()
         self._silent_until_s = 0.0
+        # When each list that is not confirmed may be asked for again; as many as there are.
+        self._confirm_at_s: dict[SnapshotId, float] = {}
 
     async def resolve(self, reference: ModelReference, credentials: Credentials) -> Resolved:
         """
@@ -91,10 +93,15 @@ class Librarian:
         return await self._find_snapshot(SnapshotId(reference.repo, commit))
 
     async def get_snapshot(self, snapshot_id: SnapshotId, credentials: Credentials) -> SnapshotRow:
-        """Return the files of a commit: cached, else from the hub, else from trusted peers."""
+        """
+        Return the files of a commit: cached, else from the hub, else from trusted peers.
+
+        A cached list that is somebody's word is replaced by the hub's as soon as that answers: it
+        may be short, and what is short looks whole.
+        """
         cached = await self._find_snapshot(snapshot_id)
         if cached is not None:
-            return cached
+            return cached if cached.is_confirmed else await self._confirm(cached, credentials)
         await self._flights.run(
             (snapshot_id, self._mark(credentials)),
             lambda: self._fetch_snapshot(snapshot_id, credentials),
@@ -174,21 +181,39 @@ class Librarian:
 
     # --- file lists ---
 
+    async def _confirm(self, cached: SnapshotRow, credentials: Credentials) -> SnapshotRow:
+        """Return what the hub says of a cached list; the list as it is when it says nothing."""
+        snapshot_id = cached.snapshot.id
+        now_s = self._context.clock.monotonic_s()
+        if now_s < self._confirm_at_s.get(snapshot_id, 0.0):
+            return cached
+        self._confirm_at_s[snapshot_id] = now_s + CONFIRM_PAUSE_S
+        try:
+            await self._flights.run(
+                (snapshot_id, self._mark(credentials)),
+                lambda: self._describe_and_list(snapshot_id, credentials),
+            )
+        except (SourceError, NotFoundError) as error:
+            log.debug("the list of %s is not confirmed: %s", snapshot_id, error)
+            return cached
+        self._confirm_at_s.pop(snapshot_id, None)
+        return await self._find_snapshot(snapshot_id) or cached
+
+    async def _describe_and_list(self, snapshot_id: SnapshotId, credentials: Credentials) -> None:
+        """Ask the hub for the description of a repository and the files of one commit."""
+        self._check_not_silent()
+        try:
+            answer = await self._context.hub.resolve(
+                snapshot_id.repo, snapshot_id.commit, credentials
+            )
+        except UpstreamUnreachableError:
+            self._note_silent()
+            raise
+        await self._list_at_hub(snapshot_id, credentials, answer.about)
+
     async def _fetch_snapshot(self, snapshot_id: SnapshotId, credentials: Credentials) -> None:
         try:
-            self._check_not_silent()
-            about = None
-            try:
-                answer = await self._context.hub.resolve(
-                    snapshot_id.repo, snapshot_id.commit, credentials
-                )
-                about = answer.about
-            except (RepositoryNotFoundError, RevisionNotFoundError, UpstreamAuthError):
-                raise
-            except UpstreamUnreachableError:
-                self._note_silent()
-                raise
-            await self._list_at_hub(snapshot_id, credentials, about)
+            await self._describe_and_list(snapshot_id, credentials)
         except _UNAVAILABLE as error:
             if await self._ask_peers(snapshot_id.repo, snapshot_id.commit) is None:
                 raise self._explain(error) from error

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+FREE_FLOOR_BYTES_DEFAULT = 64 * 1024 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
@@ -21,6 +23,10 @@ class EngineSettings:
     peer_id: str
     hf_upstream: str
     trust_peers: bool = False
+    # What the store may take of the disk; None for as much as there is.
+    quota_bytes: int | None = None
+    # Left free for everybody else on the file system: SQLite, logs, the workers' own files.
+    free_floor_bytes: int = FREE_FLOOR_BYTES_DEFAULT
     # Where a branch points is asked again after this long; clients allow a minute.
     ref_ttl_s: float = 60.0
     # A hub that said "public" is asked again after a day; a refusal seen by anyone counts at once.

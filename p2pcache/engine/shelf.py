@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from p2pcache.core.bitfield import Bitfield
@@ -18,22 +19,27 @@ from p2pcache.core.chunktable import ChunkTable, Standing
 from p2pcache.core.digest import BlobDigest, ChunkDigest
 from p2pcache.core.layout import Layout
 from p2pcache.core.messages import SwarmEntry
-from p2pcache.core.refs import SnapshotId
-from p2pcache.core.snapshot import FileEntry
-from p2pcache.core.verify import BlobProof, digest_of, verify_chunk
+from p2pcache.core.verify import digest_of
 from p2pcache.engine.context import Context
-from p2pcache.engine.single import SingleFlight
-from p2pcache.errors import BlobCorruptError, ChunkMismatchError, ChunkNotYetError
+from p2pcache.engine.single import SingleFlight, see_through
+from p2pcache.errors import BlobCorruptError, ChunkNotYetError
 from p2pcache.store.base import BlobFile, FileStamp
 from p2pcache.store.bloblist import BlobRow
+from p2pcache.store.check import FileCheck
+from p2pcache.store.damages import DamagePlace
 from p2pcache.store.index import Index
-from p2pcache.store.partial import UPSTREAM_SOURCE, FilePartial
+from p2pcache.store.quarantine import Wreck, condemn, keep_good_chunks, withdraw
 from p2pcache.transfer.peer import thread_buffer
 
 log = logging.getLogger(__name__)
 
 # A peer that asks for a file that is being hashed again comes back after this long.
 RECHECK_RETRY_S = 2.0
+# Hashed in one go for somebody who waits: long enough to be worth a thread's while, short enough
+# that a daemon that stops does not wait for it.
+STEP_BYTES_MAX = 64 * 1024 * 1024
+# Chunk indexes in a line of the log.
+CHUNKS_SHOWN_MAX = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +52,27 @@ class ChunkRun:
     digests: tuple[ChunkDigest, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ShelfDamage:
+    """A file that was set aside: which chunks are lost, and where it belongs."""
+
+    blob: BlobDigest
+    chunks: tuple[int, ...]
+    places: tuple[DamagePlace, ...]
+    is_public: bool
+
+
 class Shelf:
     """Published blobs. Event loop only; hashing happens in bulk threads."""
 
     def __init__(self, context: Context) -> None:
+        # Told of every file that was set aside, and of every one that is whole and proven.
+        self.on_damage: Callable[[ShelfDamage], None] = lambda damage: None
+        self.on_put: Callable[[BlobDigest], None] = lambda blob: None
         self._context = context
         self._checks = SingleFlight()
+        # Places in the hub tree that a condemned file was taken out of, until it is set aside.
+        self._withdrawn: dict[BlobDigest, tuple[DamagePlace, ...]] = {}
 
     async def find_row(self, blob: BlobDigest) -> BlobRow | None:
         """Return what the index says of a blob."""
@@ -147,6 +168,7 @@ class Shelf:
         row = BlobRow(blob, stamp, table, True, is_public, wall_s)
         await self._context.index.call(lambda index: index.blobs.put(row))
         await self._context.in_bulk(self._context.store.discard, blob)
+        self.on_put(blob)
 
     async def note_public(self, blob: BlobDigest) -> None:
         """Share a blob that was restricted until now."""
@@ -163,6 +185,33 @@ class Shelf:
     async def _forget(self, blob: BlobDigest) -> None:
         await self._context.index.call(lambda index: index.blobs.remove(blob))
 
+    # --- checking ---
+
+    def is_busy(self, blob: BlobDigest) -> bool:
+        """Return whether a file is being hashed, or set aside, for somebody who waits."""
+        return self._checks.is_under_way(blob)
+
+    async def condemn(self, blob: BlobDigest) -> None:
+        """Let nobody have a file that is damaged, here or in the hub tree; it stays in place."""
+        places = await self._context.index.call(lambda index: condemn(index, blob))
+        store, tree = self._context.store, self._context.tree
+        known = {str(place): place for place in self._withdrawn.get(blob, ())}
+        for place in await see_through(self._context.in_bulk(withdraw, store, tree, places)):
+            if not known.setdefault(str(place), place).is_linked:
+                known[str(place)] = place
+        self._withdrawn[blob] = tuple(known.values())
+
+    async def set_aside(self, row: BlobRow, found: BlobFile, walk: FileCheck) -> None:
+        """Take a damaged file off the shelf; what the walk did not come to is kept as a hint."""
+        await self._checks.run(row.blob, lambda: self._set_aside(row, found, walk))
+
+    async def note_right(self, row: BlobRow, found: BlobFile, walk: FileCheck) -> None:
+        """Record that all of a file was hashed, and is what it should be."""
+        wall_s, table = self._context.clock.wall_s(), walk.table
+        await self._context.index.call(
+            lambda index: index.checks.note_right(row, found.stamp, table, wall_s)
+        )
+
     async def _check(self, row: BlobRow) -> bool:
         """Hash a published file again; returns whether it is right."""
         blob = row.blob
@@ -172,19 +221,26 @@ class Shelf:
             await self._forget(blob)
             return False
         try:
-            table, is_right = await self._context.in_bulk(_hash_file, found, blob)
-            if is_right:
-                await self.put(blob, found.stamp, table, is_public=row.is_public)
+            walk = await see_through(self._context.in_bulk(FileCheck, found, blob, row.table))
+            while not walk.is_over:
+                await see_through(self._context.in_bulk(take_step, walk))
+            if walk.is_right:
+                await self.note_right(row, found, walk)
                 return True
-            await self._set_aside(row, found, table)
+            await self._set_aside(row, found, walk)
             return False
         finally:
             os.close(found.fd)
 
-    async def _set_aside(self, row: BlobRow, found: BlobFile, table: ChunkTable) -> None:
+    async def _set_aside(self, row: BlobRow, found: BlobFile, walk: FileCheck) -> bool:
         """Take a damaged file off the shelf; keep in partial what still matches its table."""
         blob = row.blob
-        log.warning("%s is damaged on this disk; it is fetched again", blob)
+        log.warning("%s is damaged on this disk: chunks %s", blob, show_chunks(walk.find_lost()))
+        await self.condemn(blob)
+        wreck = Wreck(blob, found, row.table, frozenset(walk.bad), walk.next_chunk, row.is_adopted)
+        keep = self._context.in_bulk(keep_good_chunks, self._context.store, wreck)
+        await see_through(keep)
+        await self._forget(blob)
         fault = self._context.make_fault(
             self._context.settings.peer_id,
             self._context.settings.name,
@@ -192,63 +248,21 @@ class Shelf:
             f"{blob} changed on this disk; what is still good was kept, the rest is fetched again.",
         )
         self._context.blame.faults.append(fault)
-        places = await self._context.index.call(lambda index: index.catalogue.list_places(blob))
-        await self._forget(blob)
-        await self._context.in_bulk(self._withdraw, places)
-        await self._context.in_bulk(self._salvage, row, found, table)
-
-    def _withdraw(self, places: list[tuple[SnapshotId, FileEntry]]) -> None:
-        for snapshot_id, entry in places:
-            self._context.tree.withdraw_file(snapshot_id, entry)
-
-    def _salvage(self, row: BlobRow, found: BlobFile, table: ChunkTable) -> None:
-        store, blob = self._context.store, row.blob
-        store.discard(blob, partial_only=False)
-        known = row.table
-        if known is None or known.layout != table.layout:
-            return
-        partial = store.open_partial(blob, known.layout)
-        try:
-            self._keep_good_chunks(partial, found, known, table)
-            partial.flush()
-        finally:
-            partial.close()
-
-    @staticmethod
-    def _keep_good_chunks(
-        partial: FilePartial, found: BlobFile, known: ChunkTable, table: ChunkTable
-    ) -> None:
-        blob = partial.blob
-        for index in range(known.layout.chunk_count):
-            expected = known.find(index)
-            if expected is None or table.find(index) != expected:
-                continue
-            view = thread_buffer()[: known.layout.length_of(index)]
-            os.preadv(found.fd, [view], known.layout.offset_of(index))
-            try:
-                chunk = verify_chunk(
-                    blob, known.layout, index, view, expected=expected, source_id="disk"
-                )
-            except ChunkMismatchError:
-                continue
-            partial.put(chunk, UPSTREAM_SOURCE)
+        places = self._withdrawn.pop(blob, ())
+        self.on_damage(ShelfDamage(blob, tuple(walk.find_lost()), places, row.is_public))
+        return False
 
 
-def _hash_file(found: BlobFile, blob: BlobDigest) -> tuple[ChunkTable, bool]:
-    """Return the chunk table of a file as it is, and whether the whole is right."""
-    layout = Layout(found.stamp.size_bytes)
-    table, proof = ChunkTable(blob, layout), BlobProof(blob, layout.size_bytes)
-    for index in range(layout.chunk_count):
-        view = thread_buffer()[: layout.length_of(index)]
-        try:
-            count = os.preadv(found.fd, [view], layout.offset_of(index))
-        except OSError:
-            return table, False  # a disk that cannot read it has damaged it
-        if count != len(view):
-            return table, False
-        table.set(index, digest_of(view))
-        proof.update(view)
-    return table, proof.is_right()
+def take_step(walk: FileCheck, bytes_max: int = STEP_BYTES_MAX) -> int:
+    """Go on with a walk, in a bulk thread; returns how many bytes were looked at."""
+    return walk.step(thread_buffer(), bytes_max)
+
+
+def show_chunks(indexes: Sequence[int]) -> str:
+    """Return chunk indexes for people: the first few, and how many more."""
+    shown = ", ".join(map(str, indexes[:CHUNKS_SHOWN_MAX]))
+    more = len(indexes) - CHUNKS_SHOWN_MAX
+    return f"{shown} and {more} more" if more > 0 else shown or "beyond its end"
 
 
 def _check_run(run: ChunkRun, layout: Layout, first: int, blob: BlobDigest) -> None:

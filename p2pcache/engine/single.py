@@ -34,6 +34,11 @@ class SingleFlight:
             task.add_done_callback(_retrieve)
         return task
 
+    def is_under_way(self, key: Hashable) -> bool:
+        """Return whether work for a key has begun and not ended."""
+        task = self._flights.get(key)
+        return task is not None and not task.done()
+
     async def settle(self, key: Hashable) -> None:
         """Wait until no work is under way for a key, whatever comes of it."""
         task = self._flights.get(key)

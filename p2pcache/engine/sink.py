@@ -65,7 +65,8 @@ class RunSink:
         length = self._partial.find_prefix_bytes(chunk_index)
         if length:
             self._partial.read_into(self._partial.layout.offset_of(chunk_index), into[:length])
-        return length
+        # A copy from another file, begun meanwhile, may have been read in its place.
+        return length if self._partial.find_prefix_bytes(chunk_index) >= length else 0
 
     def keep_prefix(self, chunk_index: int, prefix: memoryview, written_bytes: int) -> None:
         """Write the start of a chunk that is still arriving."""

@@ -4,8 +4,9 @@ Owns taking chunks of a blob from other files that are here, instead of fetching
 Knows nothing of planning: chunks under consideration count as asked for until they are taken or
 given back.
 Invariants: a chunk whose digest a table promises is taken only if the copy has that digest; one
-that is taken on likeness alone is given to nobody before the proof, and is the first to be
-dropped when the proof fails.
+that is taken on likeness alone, or out of a restricted blob, is given to nobody before the proof,
+and is the first to be dropped when the proof fails; a body that has begun never meets a chunk
+that has to wait for the proof.
 Source: design.md §4 ("copied from it, never downloaded again"); docs/decisions/0010.
 """
 
@@ -20,32 +21,36 @@ from dataclasses import dataclass
 
 from p2pcache.core.chunktable import ChunkTable
 from p2pcache.core.digest import BlobDigest, ChunkDigest
+from p2pcache.core.layout import FIXED_LAYOUT
 from p2pcache.core.likeness import FIRST_PROBES, Likeness, Place, find_likenesses
 from p2pcache.core.tensors import TensorMap
 from p2pcache.engine.context import Context
 from p2pcache.engine.fetchstate import FetchState
 from p2pcache.engine.layouts import FoundLayout, Layouts
 from p2pcache.engine.swarm import Swarm
-from p2pcache.errors import P2PCacheError, StoreError
+from p2pcache.errors import P2PCacheError, StoreError, UpstreamRateLimitedError
+from p2pcache.store.base import BlobFile
+from p2pcache.store.bloblist import TwinPlace
 from p2pcache.store.disk import CopyPlace
 from p2pcache.store.filelayout import find_tensors, read_bytes
 from p2pcache.store.index import Index
 from p2pcache.store.partial import LIKENESS_SOURCE, FilePartial
 from p2pcache.transfer.upstream import UpstreamSource
 
-# Chunk of the wanted blob, another blob, offset in it.
-TwinPlace = tuple[int, BlobDigest, int]
-
 log = logging.getLogger(__name__)
 
-# Files whose heads are read for likeness: the shards of a few models.
+# Files whose heads are read for likeness: the shards of a few models. A vocabulary makes a head
+# long, and nothing is fetched meanwhile: after a while those must do that were read.
 DONORS_MAX = 64
+HEADS_S_MAX = 2.0
 # Chunks looked up in one go: other questions to the index wait meanwhile.
 LOOKUP_CHUNKS_MAX = 512
 # Peers asked for their table; the second one if the first gives none.
 TABLE_PEERS_MAX = 2
 # Probes under way at once: a share of what one blob may ask of the hub.
 PROBES_INFLIGHT_MAX = 4
+# A hub that fails is not asked for more; whoever fetches the chunks has the patience.
+PROBE_FAILURES_MAX = 3
 # Marks chunks under consideration among those that are in flight.
 HERE = "here"
 
@@ -59,6 +64,14 @@ class _Twin:
     offset: int
     expected: ChunkDigest | None
     source_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of the file that may have a twin, and those of its chunks that are wanted."""
+
+    likeness: Likeness
+    chunk_indexes: tuple[int, ...]
 
 
 class Twins:
@@ -81,7 +94,8 @@ class Twins:
         self._source = UpstreamSource(state.order.location, context.upstream_pool)
         self._is_stopped = False
         self._promised: list[_Twin] = []
-        self._likely: list[Likeness] = []
+        self._likely: list[_Part] = []
+        self._probe_failures = 0
 
     async def find(self, found: FoundLayout) -> None:
         """Look for twins, and keep the planner from the chunks that may have one."""
@@ -93,18 +107,22 @@ class Twins:
             await self._find_likely(found, known)
         for twin in self._promised:
             state.note_asked(twin.chunk_index, HERE)
-        for likeness in self._likely:
-            for index in self._chunks_of(likeness):
+        for part in self._likely:
+            for index in part.chunk_indexes:
                 state.note_asked(index, HERE)
+        # From now on, not from the first step of take(): hope must not end in between.
+        state.is_looking_here = bool(state.asked)
 
     async def take(self) -> None:
         """Copy what is promised, then what a look at the hub's bytes confirms."""
-        self._state.is_looking_here = True
         try:
             await self._copy(self._promised)
             await self._take_likely()
         except StoreError as error:
             self._state.failure = error
+        except Exception:
+            # What was not copied is fetched.
+            log.exception("looking for %s in files here failed", self._state.order.location.what)
         finally:
             self._source.close()
             self._state.is_looking_here = False
@@ -143,13 +161,15 @@ class Twins:
         for start in range(0, len(known), LOOKUP_CHUNKS_MAX):
             batch = known[start : start + LOOKUP_CHUNKS_MAX]
 
-            def look_up(
-                index: Index, batch: list[int] = batch
-            ) -> list[tuple[int, BlobDigest, int]]:
+            def look_up(index: Index, batch: list[int] = batch) -> list[TwinPlace]:
                 return index.blobs.find_twins(table, batch)
 
-            places = await self._context.index.call(look_up)
-            twins += [_Twin(*place, table.find(place[0]), peer_id) for place in places]
+            for place in await self._context.index.call(look_up):
+                index, expected = place.chunk_index, table.find(place.chunk_index)
+                # Whoever says that public content has a chunk of a restricted blob learns nothing
+                # of it from us before the hub's digest says so too.
+                source_id = peer_id if place.is_public else LIKENESS_SOURCE
+                twins.append(_Twin(index, place.blob, place.offset, expected, source_id))
         return twins
 
     # --- likely by the names of tensors ---
@@ -157,10 +177,11 @@ class Twins:
     async def _find_likely(self, found: FoundLayout, known: set[int]) -> None:
         """Compare the names of tensors with those of files that are here."""
         order = self._state.order
-        if order.layout.to_spans() == []:
+        if order.layout.name == FIXED_LAYOUT:
             return
+        size_bytes = order.layout.size_bytes
         blobs = await self._context.index.call(
-            lambda index: index.blobs.list_with_tensors(DONORS_MAX)
+            lambda index: index.blobs.list_with_tensors(size_bytes, DONORS_MAX)
         )
         here = await self._context.in_bulk(self._read_heads, blobs) if blobs else {}
         wanted = found.tensors if here else None
@@ -168,18 +189,20 @@ class Twins:
             wanted = await self._try_read_head()
         if wanted is None or wanted.layout() != order.layout:
             return
-        likely = find_likenesses(wanted, here, random=self._context.random)
         is_free = self._state.missing - self._state.inflight
-        self._likely = [
-            likeness
-            for likeness in likely
-            if all(i in is_free and i not in known for i in self._chunks_of(likeness))
-        ]
+        for likeness in find_likenesses(wanted, here, random=self._context.random):
+            last = order.layout.index_at(likeness.start + likeness.length - 1)
+            chunks = range(order.layout.index_at(likeness.start), last + 1)
+            free = tuple(i for i in chunks if i in is_free and i not in known)
+            if free:
+                self._likely.append(_Part(likeness, free))
 
     def _read_heads(self, blobs: Sequence[BlobDigest]) -> dict[BlobDigest, TensorMap]:
-        heads = {}
+        heads: dict[BlobDigest, TensorMap] = {}
+        clock = self._context.clock
+        until_s = clock.monotonic_s() + HEADS_S_MAX
         for blob in blobs:
-            file = self._context.store.find_blob(blob)
+            file = self._try_open(blob) if clock.monotonic_s() < until_s else None
             if file is None:
                 continue
             try:
@@ -199,41 +222,27 @@ class Twins:
             log.debug("no head of %s: %s", self._state.order.location.what, error)
             return None
 
-    def _chunks_of(self, likeness: Likeness) -> range:
-        layout = self._state.order.layout
-        last = layout.index_at(likeness.start + likeness.length - 1)
-        return range(layout.index_at(likeness.start), last + 1)
-
     async def _take_likely(self) -> None:
         """Probe a few parts; when none is the same, the file only looks alike."""
         first, rest = self._likely[:FIRST_PROBES], self._likely[FIRST_PROBES:]
         slots = asyncio.Semaphore(PROBES_INFLIGHT_MAX)
 
-        async def take(likeness: Likeness) -> bool:
+        async def take(part: _Part) -> bool:
             async with slots:
-                return await self._take_if_same(likeness)
+                return await self._take_if_same(part)
 
         if first and any(await asyncio.gather(*map(take, first))):
             await asyncio.gather(*map(take, rest))
 
-    async def _take_if_same(self, likeness: Likeness) -> bool:
+    async def _take_if_same(self, part: _Part) -> bool:
         """Compare a few bytes with the hub's, copy the part if they are the same."""
-        if self._is_stopped or self._state.streaming_count > 0:
-            return False  # a body has begun: it may have to wait for no proof
-        try:
-            expected = await self._context.on_wire(
-                self._source.read_range,
-                likeness.probe_start,
-                likeness.probe_bytes,
-                self._state.order.layout.size_bytes,
-                is_upstream=True,
-            )
-        except P2PCacheError as error:
-            log.debug("no probe of %s: %s", self._state.order.location.what, error)
+        likeness = part.likeness
+        expected = await self._probe(likeness)
+        if expected is None:
             return False
         place = await self._context.in_bulk(self._find_same, likeness, expected)
         if place is None:
-            for index in self._chunks_of(likeness):
+            for index in part.chunk_indexes:
                 self._state.note_answered(index, HERE)
             self._on_change()
             return False
@@ -242,14 +251,37 @@ class Twins:
         await self._copy(
             [
                 _Twin(i, place.blob, layout.offset_of(i) + shift, None, LIKENESS_SOURCE)
-                for i in self._chunks_of(likeness)
+                for i in part.chunk_indexes
             ]
         )
         return True
 
+    async def _probe(self, likeness: Likeness) -> bytes | None:
+        """Read a few bytes at the hub; None when it is of no use, or gives none."""
+        if not self._may_take(LIKENESS_SOURCE) or self._probe_failures >= PROBE_FAILURES_MAX:
+            return None
+        budget = self._context.budget
+        budget.requests_inflight += 1
+        try:
+            return await self._context.on_wire(
+                self._source.read_range,
+                likeness.probe_start,
+                likeness.probe_bytes,
+                self._state.order.layout.size_bytes,
+                is_upstream=True,
+            )
+        except P2PCacheError as error:
+            log.debug("no probe of %s: %s", self._state.order.location.what, error)
+            if isinstance(error, UpstreamRateLimitedError):
+                budget.pause(error.retry_after_s, now_s=self._context.clock.monotonic_s())
+            self._probe_failures += 1
+            return None
+        finally:
+            budget.requests_inflight -= 1
+
     def _find_same(self, likeness: Likeness, expected: bytes) -> Place | None:
         for place in likeness.places:
-            file = self._context.store.find_blob(place.blob)
+            file = self._try_open(place.blob)
             if file is None:
                 continue
             offset = place.start + likeness.probe_start - likeness.start
@@ -265,22 +297,44 @@ class Twins:
 
     # --- copying ---
 
+    def _try_open(self, blob: BlobDigest) -> BlobFile | None:
+        """Open a file to copy from; one that cannot be opened has nothing to give."""
+        try:
+            return self._context.store.find_blob(blob)
+        except StoreError as error:
+            log.debug("%s is not copied from: %s", blob, error)
+            return None
+
+    def _may_take(self, source_id: str) -> bool:
+        """Return whether a chunk that is that source's word may be copied now."""
+        if self._is_stopped or self._state.streaming_count == 0:
+            return not self._is_stopped
+        # A body has begun: all that it still needs is from trusted sources.
+        return self._state.order.trusts_peers and source_id != LIKENESS_SOURCE
+
     async def _copy(self, twins: Sequence[_Twin]) -> None:
-        by_blob: dict[BlobDigest, list[_Twin]] = defaultdict(list)
+        by_blob: dict[tuple[BlobDigest, str], list[_Twin]] = defaultdict(list)
         for twin in twins:
-            by_blob[twin.blob].append(twin)
+            by_blob[twin.blob, twin.source_id].append(twin)
         loop = asyncio.get_running_loop()
 
         def tell(twin: _Twin, is_taken: bool) -> None:
             loop.call_soon_threadsafe(self._take_in, twin, is_taken)
 
-        for blob, group in by_blob.items():
-            await self._context.in_bulk(self._copy_from, blob, group, tell)
+        for (blob, source_id), group in by_blob.items():
+            if not self._may_take(source_id):
+                continue
+            is_guess = source_id == LIKENESS_SOURCE
+            self._state.guesses_under_way += is_guess
+            try:
+                await self._context.in_bulk(self._copy_from, blob, group, tell)
+            finally:
+                self._state.guesses_under_way -= is_guess
 
     def _copy_from(
         self, blob: BlobDigest, twins: Sequence[_Twin], tell: Callable[[_Twin, bool], None]
     ) -> None:
-        file = self._context.store.find_blob(blob)
+        file = self._try_open(blob)
         if file is None:
             return
         try:

@@ -56,7 +56,10 @@ class FileBlobStore:
         self._blobs = root / "blobs"
         self._partial = root / "partial"
         for folder in (self._blobs / "sha256", self._blobs / "gitsha1", self._partial):
-            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            try:
+                folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            except OSError as error:
+                raise store_error(error, folder) from error
 
     def path_of(self, blob: BlobDigest) -> Path:
         """Return where a published blob lies, whether it is there or not."""
@@ -116,6 +119,8 @@ class FileBlobStore:
         if found is not None:
             try:
                 try_set_mode(found.fd, mode)
+            except OSError as error:
+                raise store_error(error, self.path_of(blob)) from error
             finally:
                 os.close(found.fd)
 
@@ -144,6 +149,24 @@ class FileBlobStore:
     def unmark_foreign(self, blob: BlobDigest) -> None:
         """Note, after the rename, that what has this name now is a file of ours."""
         self._marker_path(blob).unlink(missing_ok=True)
+
+    def claim_foreign(self, blob: BlobDigest, *, is_public: bool) -> bool:
+        """
+        Make a linked file ours, whose other names are gone; returns whether it is.
+
+        Our mode comes before the marker goes: it tells whether others may have the content.
+        """
+        path, mode = self.path_of(blob), PUBLIC_MODE if is_public else RESTRICTED_MODE
+        try:
+            if not stat.S_ISREG(path.lstat().st_mode):
+                return False
+            try_set_mode(path, mode)
+            if stat.S_IMODE(path.lstat().st_mode) != mode:
+                return False  # another user's file, or a disk without modes
+            self.unmark_foreign(blob)
+        except OSError as error:
+            raise store_error(error, path) from error
+        return True
 
     def _marker_path(self, blob: BlobDigest) -> Path:
         path = self.path_of(blob)
@@ -174,23 +197,35 @@ class FileBlobStore:
         paths = [self._partial_path(blob), record_path, new_record_path]
         paths += [] if partial_only else [self.path_of(blob), self._marker_path(blob)]
         for path in paths:
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise store_error(error, path) from error
 
     def iter_blobs(self) -> Iterator[tuple[BlobDigest, FileStamp]]:
         """Iterate over the published files; foreign names are passed over."""
-        for algorithm in ("sha256", "gitsha1"):
-            for path in (self._blobs / algorithm).glob("*/*"):
-                blob = self._parse_name(algorithm, path.name)
-                if blob is None or path != self.path_of(blob):
-                    continue
+        for algorithm, entry in self._iter_names():
+            blob = self._parse_name(algorithm, entry.name)
+            if blob is not None:
                 with contextlib.suppress(FileNotFoundError):
-                    status = path.lstat()
-                    target = _find_target(path) if stat.S_ISLNK(status.st_mode) else None
+                    status = entry.stat(follow_symlinks=False)
+                    is_link = stat.S_ISLNK(status.st_mode)
+                    target = _find_target(Path(entry.path)) if is_link else None
                     if target is not None:
                         status = _try_lstat(target) or status
                     if stat.S_ISREG(status.st_mode):
                         yield blob, stamp_of(status)
+
+    def _iter_names(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Iterate over what may be a blob; a store may have 100,000, so that no path is built."""
+        for algorithm in ("sha256", "gitsha1"):
+            with os.scandir(self._blobs / algorithm) as folders:
+                names = [folder.name for folder in folders if folder.is_dir(follow_symlinks=False)]
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    with os.scandir(self._blobs / algorithm / name) as entries:
+                        found = [entry for entry in entries if entry.name.startswith(name)]
+                    yield from ((algorithm, entry) for entry in found if len(name) == 2)
 
     def is_world_readable(self, blob: BlobDigest) -> bool:
         """Return whether a published file is marked as public content; a foreign one never is."""

@@ -18,6 +18,8 @@ from pathlib import Path
 from p2pcache.core.layout import CHUNK_SIZE_BYTES
 from p2pcache.errors import StoreError, StoreFullError
 
+# What a file takes at least, on the file systems that models lie on.
+DISK_BLOCK_SIZE_BYTES = 4096
 # What copy_file_range(2) says of file systems, or pairs of them, that it cannot copy between.
 _NO_COPY_ERRNOS = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 # What chmod(2) says of file systems that cannot keep a mode.
@@ -112,7 +114,10 @@ def try_set_mode(file: Path | int, mode: int) -> None:
         OSError: The disk failed.
     """
     try:
-        os.chmod(file, mode)
+        if isinstance(file, int):
+            os.fchmod(file, mode)
+        else:
+            os.chmod(file, mode)
     except OSError as error:
         if error.errno not in _NO_MODE_ERRNOS:
             raise

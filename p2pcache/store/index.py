@@ -1,32 +1,48 @@
 """
-Owns the SQLite catalogue: opening it, its durability, setting a broken one aside.
+Owns the SQLite catalogue: opening it, its durability, setting one that cannot be used aside.
 
 Knows nothing of files on disk but its own; what is lost with it is rebuilt (rebuild.py).
 Invariants: one thread uses it; a statement is durable when its call returns (synchronous=FULL);
-an index of a newer release is refused, a corrupt one is set aside, never deleted.
+an index that is corrupt, or of a newer release, is set aside, never deleted.
 Source: SQLite, "PRAGMA synchronous"; design.md §4.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 from sqlite_utils import Database
 
-from p2pcache.errors import IndexCorruptError, SchemaTooNewError, StoreError, StoreFullError
+from p2pcache.errors import (
+    IndexCorruptError,
+    SchemaTooNewError,
+    StoreError,
+    StoreFullError,
+)
 from p2pcache.store.bloblist import BlobList
 from p2pcache.store.catalogue import Catalogue
+from p2pcache.store.checklist import CheckList
+from p2pcache.store.disk import store_error
+from p2pcache.store.inventory import Inventory
 from p2pcache.store.roots import Roots
 from p2pcache.store.schema import migrations
+from p2pcache.store.watchlist import Watchlist
+
+log = logging.getLogger(__name__)
 
 _OUR_NAMES = {migration.name for migration in migrations._migrations}
 
 
-def open_database(path: Path) -> Database:
+def open_database(path: Path) -> tuple[Database, bool]:
     """
     Open the index and bring its tables up to date.
+
+    Returns:
+        The database, and whether it was empty.
 
     Raises:
         IndexCorruptError: It is not a readable SQLite file.
@@ -44,13 +60,17 @@ def open_database(path: Path) -> Database:
         if result is None or result[0] != "ok":
             raise IndexCorruptError(f"The index {path} is damaged; it is rebuilt from the store.")
         db = Database(connection, execute_plugins=False)
-        newer = [m.name for m in migrations.applied(db) if m.name not in _OUR_NAMES]
+        applied = [m.name for m in migrations.applied(db)]
+        newer = [name for name in applied if name not in _OUR_NAMES]
         if newer:
             raise SchemaTooNewError(
-                f"The index {path} was written by a later release ({newer[0]}); run that one."
+                f"The index {path} was written by a later release ({newer[0]}); it is set aside "
+                "and rebuilt from the store."
             )
         migrations.apply(db)
-        return db
+        if CheckList(db).is_garbled():
+            raise IndexCorruptError(f"The index {path} is damaged; it is rebuilt from the store.")
+        return db, not applied
     except sqlite3.DatabaseError as error:
         connection.close()
         raise translate_error(error, path) from error
@@ -74,31 +94,49 @@ class Index:
 
     def __init__(self, path: Path) -> None:
         """
-        Open the index; set a corrupt one aside and begin a new one.
+        Open the index; set one aside that cannot be used, and begin a new one.
 
-        `was_rebuilt` tells the caller to fill it from the store.
+        `was_rebuilt` tells the caller to fill it from the store: there was none, or an empty one,
+        or one that is damaged, or of a later release. The store itself is of a schema that this
+        release knows, or home.py would have refused it; all that the index says of files is on
+        disk as well, so a newer catalogue of it is no reason not to start.
+
+        Raises:
+            StoreError: The disk failed or is full.
         """
         self.path = path
-        self.was_rebuilt = not path.exists()
         try:
-            self._db = open_database(path)
-        except IndexCorruptError:
-            self._set_aside()
+            self._db, self.was_rebuilt = open_database(path)
+        except (IndexCorruptError, SchemaTooNewError) as error:
+            log.warning("%s", error)
+            self._set_aside("corrupt" if isinstance(error, IndexCorruptError) else "newer")
+            self._db, _ = open_database(path)
             self.was_rebuilt = True
-            self._db = open_database(path)
         self.blobs = BlobList(self._db)
         self.catalogue = Catalogue(self._db)
         self.roots = Roots(self._db)
+        self.inventory = Inventory(self._db, self.blobs, self.catalogue)
+        self.checks = CheckList(self._db)
+        self.watchlist = Watchlist(self._db)
 
-    def _set_aside(self) -> None:
+    def _set_aside(self, reason: str) -> None:
         number = 1
-        while self.path.with_name(f"{self.path.name}.corrupt-{number}").exists():
+        while self.path.with_name(f"{self.path.name}.{reason}-{number}").exists():
             number += 1
-        aside = self.path.with_name(f"{self.path.name}.corrupt-{number}")
-        self.path.rename(aside)
-        for suffix in ("-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                self.path.with_name(self.path.name + suffix).rename(f"{aside}{suffix}")
+        aside = self.path.with_name(f"{self.path.name}.{reason}-{number}")
+        try:
+            self.path.rename(aside)
+            for suffix in ("-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    self.path.with_name(self.path.name + suffix).rename(f"{aside}{suffix}")
+        except OSError as error:
+            raise store_error(error, self.path) from error
+
+    @contextlib.contextmanager
+    def batch(self) -> Iterator[None]:
+        """Make the changes of many blobs' rows durable together, or none of them."""
+        with self._db.atomic():
+            yield
 
     def close(self) -> None:
         """Close the file."""

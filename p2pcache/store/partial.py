@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ from p2pcache.store.havelog import (
     header_to_bytes,
     iter_records,
 )
+
+log = logging.getLogger(__name__)
 
 UPSTREAM_SOURCE = "upstream"
 # Bytes of a file that was here, taken for the same ones on likeness alone.
@@ -210,6 +213,8 @@ class FilePartial:
         with self._claim(chunk_index) as is_absent:
             if not is_absent:
                 return
+            # A copy that was not the right one may have overwritten what earlier calls wrote.
+            written_bytes = min(written_bytes, self.find_prefix_bytes(chunk_index))
             self._write(prefix[written_bytes:], offset + written_bytes)
             record = Record(Kind.PREFIX, chunk_index, len(prefix), digest_of(prefix).raw)
             with self._lock:
@@ -230,7 +235,7 @@ class FilePartial:
             source_id: Whose word it is that these are the bytes.
 
         Returns:
-            Whether the chunk is held now; False when other bytes were there.
+            Whether the chunk is held now; False when other bytes were there, or none to be had.
 
         Raises:
             StoreError: As put().
@@ -239,11 +244,15 @@ class FilePartial:
         with self._claim(chunk_index) as is_absent:
             if not is_absent:
                 return True
+            with self._lock:
+                self._check_not_poisoned()
+                self._prefixes.pop(chunk_index, None)
             try:
-                is_whole = copy_range(place.fd, place.offset, self.fd, offset, length)
+                if not copy_range(place.fd, place.offset, self.fd, offset, length):
+                    return False
             except OSError as error:
-                raise store_error(error, self.path) from error
-            if not is_whole:
+                # Perhaps the other file's disk; if it is ours, whoever fetches the chunk is told.
+                log.debug("chunk %d of %s was not copied: %s", chunk_index, self.blob, error)
                 return False
             # What was written is looked at, not what was read: the other file may change.
             content = memoryview(bytearray(length))

@@ -1,28 +1,46 @@
 """
-Owns filling an empty index from the store, and tidying up after a crash.
+Owns bringing index and files together at start: filling an empty index from the store, and
+tidying up after a crash.
 
 Knows nothing of hubs or peers.
 Invariants: rebuilt blobs are marked unproven until they are hashed again; nothing that a crash
-left behind is believed without its record.
+left behind is believed without its record; no file that is not ours is removed; reads names and
+rows, never the content of blobs.
 Source: design.md §4 ("if it is lost it is rebuilt").
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import BLOB_SIZE_BYTES_MAX
 from p2pcache.core.messages import get_whole
-from p2pcache.core.refs import SnapshotId, parse_commit, parse_revision
+from p2pcache.core.refs import RepoId, SnapshotId, parse_commit, parse_revision
 from p2pcache.core.snapshot import FileEntry, Snapshot
 from p2pcache.errors import InputError
+from p2pcache.store.base import FileStamp
 from p2pcache.store.bloblist import BlobRow
 from p2pcache.store.blobs import FileBlobStore
 from p2pcache.store.catalogue import RefRow
 from p2pcache.store.hubtree import HubTree
 from p2pcache.store.index import Index
+from p2pcache.store.pinfile import restore_pins
+from p2pcache.store.quarantine import withdraw
+
+log = logging.getLogger(__name__)
+
+# The temporary names that store/ gives: small files (home.py), links (hubtree.py). A process that
+# lives removes its own; one daemon has the store, so that what is found at start is nobody's.
+_LEFTOVER = re.compile(
+    r"\.\d+\.\d+\.new|\.\d+\.link|\.[0-9a-f]{40}(?:[0-9a-f]{24})?\.\d+", re.ASCII
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +51,8 @@ class RecoveryReport:
     blobs_found: int
     blobs_lost: int
     partials: int
+    # Temporary files and links of a process that was killed.
+    leftovers: int = 0
 
 
 def recover(store: FileBlobStore, tree: HubTree, index: Index, *, wall_s: float) -> RecoveryReport:
@@ -40,50 +60,112 @@ def recover(store: FileBlobStore, tree: HubTree, index: Index, *, wall_s: float)
     Bring index and files together at start.
 
     A file without a row gets one (unproven: hashed before first use); a row without a file goes;
-    a partial whose blob is published already goes; a new index learns snapshots from the tree.
+    a damaged file whose setting aside was interrupted leaves the hub tree; a partial whose blob is
+    published already goes; an index that is new, or older than the store, learns snapshots from
+    the tree, and one that is new the pins from their file; temporary files of a killed process
+    go.
     """
     on_disk = dict(store.iter_blobs())
-    lost = 0
-    known: set[BlobDigest] = set()
-    for row in list(index.blobs.iter_all()):
-        if row.blob in on_disk:
-            known.add(row.blob)
-        else:
-            index.blobs.remove(row.blob)
-            lost += 1
-    for blob, stamp in on_disk.items():
-        if blob not in known:
-            is_public = store.is_world_readable(blob)
-            index.blobs.put(BlobRow(blob, stamp, None, False, is_public, verified_wall_s=0.0))
+    with index.batch():
+        known, condemned, lost = _match_rows(index, on_disk)
+        found = [blob for blob in on_disk if blob not in known]
+        for blob in found:
+            index.blobs.put(_make_row(store, blob, on_disk[blob]))
+    for blob in condemned:
+        withdraw(store, tree, index.catalogue.list_places(blob))
     partials = 0
     for blob in list(store.iter_partials()):
         if blob in on_disk or not store.is_filling(blob):
             store.discard(blob)
         else:
             partials += 1
+    if index.was_rebuilt or found:
+        _learn_catalogue(tree, index, wall_s=wall_s)
     if index.was_rebuilt:
-        _rebuild_catalogue(tree, index, wall_s=wall_s)
-    return RecoveryReport(index.was_rebuilt, len(on_disk) - len(known), lost, partials)
+        restore_pins(store.root, index)
+    if lost:
+        log.warning("%d files of the index are gone from the disk; their rows were dropped", lost)
+    leftovers = sum(map(_try_remove, _iter_leftovers(store.root, tree.root)))
+    return RecoveryReport(index.was_rebuilt, len(found), lost, partials, leftovers)
 
 
-def _rebuild_catalogue(tree: HubTree, index: Index, *, wall_s: float) -> None:
+def _match_rows(
+    index: Index, on_disk: dict[BlobDigest, FileStamp]
+) -> tuple[set[BlobDigest], list[BlobDigest], int]:
+    """Drop rows without a file; return the others, those of damaged files, and how many went."""
+    known, condemned, lost = set[BlobDigest](), list[BlobDigest](), 0
+    for listed in index.checks.list_all():
+        if listed.blob not in on_disk:
+            index.blobs.remove(listed.blob)
+            lost += 1
+            continue
+        known.add(listed.blob)
+        if listed.is_condemned:
+            condemned.append(listed.blob)
+    return known, condemned, lost
+
+
+def _make_row(store: FileBlobStore, blob: BlobDigest, stamp: FileStamp) -> BlobRow:
+    """Return the row of a file that has none: it is hashed before its first use."""
+    return BlobRow(
+        blob,
+        stamp,
+        None,
+        False,
+        store.is_world_readable(blob),
+        verified_wall_s=0.0,
+        is_adopted=store.is_foreign(blob),
+    )
+
+
+def _iter_leftovers(root: Path, tree_root: Path) -> Iterator[Path]:
+    """Iterate over the temporary names in a store's root and in its hub tree."""
+    with os.scandir(root) as entries:
+        names = [entry.name for entry in entries if _LEFTOVER.fullmatch(entry.name)]
+    yield from (root / name for name in names)
+    for folder, _, files in os.walk(tree_root):
+        yield from (Path(folder, name) for name in files if _LEFTOVER.fullmatch(name))
+
+
+def _try_remove(path: Path) -> bool:
+    try:
+        path.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def _learn_catalogue(tree: HubTree, index: Index, *, wall_s: float) -> None:
+    """Take in what the tree knows of repositories and the index does not."""
     for repo, commit, files in tree.iter_trees():
         try:
             snapshot_id = SnapshotId(repo, parse_commit(commit))
-            entries = [_read_entry(path, raw) for path, raw in files.items()]
-            snapshot = Snapshot.of(snapshot_id, entries)
+            if index.catalogue.find_snapshot(snapshot_id) is None:
+                _learn_snapshot(index, snapshot_id, files, wall_s=wall_s)
         except (InputError, KeyError, TypeError):
             continue
-        index.catalogue.put_snapshot(snapshot, is_confirmed=False, about=None, wall_s=wall_s)
-        rows = [index.blobs.find(entry.digest) for entry in entries]
-        held = [row for row in rows if row is not None]
-        if held and len(held) == len(entries) and all(row.is_public for row in held):
-            # Every file is here and public by itself; one shared file would prove nothing. Long
-            # expired: asked of the hub again when it answers, believed while it does not.
-            index.catalogue.set_public(snapshot_id, 0.0)
-        for revision, target in tree.iter_refs(repo):
-            with contextlib.suppress(InputError):
-                row = RefRow(repo, parse_revision(revision), parse_commit(target), 0.0)
+        _learn_refs(tree, index, repo)
+
+
+def _learn_snapshot(
+    index: Index, snapshot_id: SnapshotId, files: dict[str, object], *, wall_s: float
+) -> None:
+    entries = [_read_entry(path, raw) for path, raw in files.items()]
+    snapshot = Snapshot.of(snapshot_id, entries)
+    index.catalogue.put_snapshot(snapshot, is_confirmed=False, about=None, wall_s=wall_s)
+    rows = [index.blobs.find(entry.digest) for entry in entries]
+    held = [row for row in rows if row is not None]
+    if held and len(held) == len(entries) and all(row.is_public for row in held):
+        # Every file is here and public by itself; one shared file would prove nothing. Long
+        # expired: asked of the hub again when it answers, believed while it does not.
+        index.catalogue.set_public(snapshot_id, 0.0)
+
+
+def _learn_refs(tree: HubTree, index: Index, repo: RepoId) -> None:
+    for revision, target in tree.iter_refs(repo):
+        with contextlib.suppress(InputError):
+            row = RefRow(repo, parse_revision(revision), parse_commit(target), 0.0)
+            if index.catalogue.find_ref(repo, row.revision) is None:
                 index.catalogue.put_ref(row)
 
 

@@ -1,5 +1,5 @@
 """
-Owns the snapshot tests of the commands that only ask: ls, status, peers, storage, env.
+Owns the snapshot tests of the commands that only ask: ls, status, peers, env.
 
 Knows nothing of real daemons.
 Invariants: text is compared as a whole; JSON is what the daemon said.
@@ -105,14 +105,6 @@ RESIDENCY = {
     "eta_s": {"p50": 12.4, "p95": 75},
     "disk_free": 1_000_000_000,
     "fits_disk": False,
-}
-STORAGE = {
-    "store": "/data/p2pcache",
-    "blobs": 42,
-    "blobs_bytes": 123_456_789,
-    "partial_bytes": 0,
-    "disk_total": 2_000_000_000_000,
-    "disk_free": 999_960_000_000,
 }
 
 
@@ -230,18 +222,6 @@ def test_status_of_resident_model_shows_path(run: RunCommand, daemon: FakeDaemon
     assert lines[-2:] == ["missing  0 B", "path     /store/hub/x"]
 
 
-def test_storage_prints_sizes(run: RunCommand, daemon: FakeDaemon) -> None:
-    """A number that would round to 1000 goes to the next unit."""
-    daemon.say("GET", "/storage", STORAGE)
-    assert run("storage").stdout == (
-        "store       /data/p2pcache\n"
-        "files       42, 123.5 MB\n"
-        "partial     0 B\n"
-        "disk free   1.0 TB\n"
-        "disk total  2.0 TB\n"
-    )
-
-
 @pytest.mark.parametrize(
     ("path", "arguments", "answer"),
     [
@@ -249,7 +229,6 @@ def test_storage_prints_sizes(run: RunCommand, daemon: FakeDaemon) -> None:
         ("/peers", ["peers"], PEERS),
         ("/status", ["status"], STATUS),
         ("/residency/org%2Fname%40main", ["status", "org/name"], RESIDENCY),
-        ("/storage", ["storage"], STORAGE),
     ],
 )
 def test_command_with_json_prints_what_daemon_said(

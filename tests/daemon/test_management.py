@@ -326,7 +326,7 @@ async def test_pin_protects_what_is_here_and_unpin_ends_it(served: Served) -> No
 async def test_unknown_route_is_404_in_our_form(served: Served) -> None:
     """What is not built is not there, and says so as JSON."""
     assert (await served.ask(f"{BASE}/nothing")).error[0] == 404
-    assert (await served.change(f"{BASE}/gc", body={})).error[0] == 404
+    assert (await served.change(f"{BASE}/events", body={})).error[0] == 404
     assert (await served.ask("/_p2pcache/v2/status")).error[0] == 404
 
 
@@ -340,7 +340,7 @@ async def test_health_is_answered_while_the_hub_is_away(served: Served, hub: Hub
 @pytest.mark.parametrize("repo", [GATED, PRIVATE])
 async def test_gateway_keeps_restricted_files_for_those_who_may(served: Served, repo: str) -> None:
     """What one token brought here is refused to others with the hub's own answer."""
-    path = f"/{repo}/resolve/main/model.safetensors"
+    path = f"/{repo}/resolve/main/pytorch_model.bin"
     allowed = {"Authorization": f"Bearer {TOKEN}"}
     assert (await served.ask(path, headers=allowed)).body == WEIGHTS + b"secret"
     assert (await served.ask(path)).status == 401

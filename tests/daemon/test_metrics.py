@@ -19,7 +19,7 @@ LABEL = re.compile(r'([a-z]+)="([^"\\\n]*)"')
 ALLOWED = {
     "source": {"upstream", "peer", "disk"},
     "direction": {"in", "out"},
-    "kind": {"blobs", "partial"},
+    "kind": {"blobs", "partial", "adopted", "snapshot", "blob", "file"},
     "dialect": {"hf"},
 }
 NAMES = {
@@ -27,6 +27,8 @@ NAMES = {
     "p2pcache_chunks_rejected_total",
     "p2pcache_downloads",
     "p2pcache_store_bytes",
+    "p2pcache_evictions_total",
+    "p2pcache_evicted_bytes_total",
     "p2pcache_peers",
     "p2pcache_gateway_requests_total",
     "p2pcache_residency_seconds",

@@ -89,6 +89,8 @@ class Engine:
         trust_peers: bool = False,
         trusts_upstream: bool = True,
         seed: int = 0,
+        quota_bytes: int | None = None,
+        free_floor_bytes: int = 0,
     ) -> None:
         self.root = root
         self.address = ""
@@ -97,6 +99,8 @@ class Engine:
         self._trust_peers = trust_peers
         self._trusts_upstream = trusts_upstream
         self._seed = seed
+        self._quota_bytes = quota_bytes
+        self._free_floor_bytes = free_floor_bytes
         self._stack = AsyncExitStack()
 
     async def open(self) -> Engine:
@@ -119,6 +123,8 @@ class Engine:
             peer_id=home.peer_id,
             hf_upstream=self._hub_url,
             trust_peers=self._trust_peers,
+            quota_bytes=self._quota_bytes,
+            free_floor_bytes=self._free_floor_bytes,
         )
         self.context = Context(
             settings=settings,

@@ -129,10 +129,10 @@ async def test_gated_model_comes_with_its_token(engine: Engine) -> None:
 
 
 async def test_model_that_does_not_fit_is_refused_before_its_first_byte(
-    engine: Engine, hub: Hub, monkeypatch: pytest.MonkeyPatch
+    make_cache: MakeCache, hub: Hub
 ) -> None:
     """The disk is looked at before anything is fetched."""
-    monkeypatch.setattr("p2pcache.engine.cache.DISK_FREE_BYTES_MIN", 1 << 60)
+    engine = await make_cache("b", free_floor_bytes=1 << 60)
     job = await engine.pull(REPO)
     assert isinstance(job.error, StoreFullError)
     assert hub.stats.body_bytes == 0
@@ -257,7 +257,7 @@ async def test_fault_of_ours_is_an_error_with_a_sentence(
     async def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(engine.cache, "measure", fail)
+    monkeypatch.setattr(engine.cache.space.rooms, "make", fail)
     job = await engine.pull(REPO)
     assert job.state is JobState.FAILED
     assert "log says more" in str(job.error)

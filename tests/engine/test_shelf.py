@@ -223,14 +223,14 @@ def hold_hashing(
     """Let hashing a file wait for an event."""
     from p2pcache.engine import shelf
 
-    hash_file = shelf._hash_file
+    take_step = shelf.take_step
 
     def held(*arguments: object) -> object:
         begun.set()
         may_end.wait(5)
-        return hash_file(*arguments)  # type: ignore[arg-type]
+        return take_step(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shelf, "_hash_file", held)
+    monkeypatch.setattr(shelf, "take_step", held)
 
 
 async def test_second_reader_of_a_damaged_file_waits_until_its_good_chunks_are_kept(
@@ -239,14 +239,16 @@ async def test_second_reader_of_a_damaged_file_waits_until_its_good_chunks_are_k
     """Setting a damaged file aside and fetching it again do not work on the same partial."""
     flip_byte(path_of(pulled), DAMAGED * CHUNK_BYTES + 5)
     begun, may_end = threading.Event(), threading.Event()
-    salvage = pulled.cache.shelf._salvage
+    from p2pcache.engine import shelf
+
+    keep_good_chunks = shelf.keep_good_chunks
 
     def held(*arguments: object) -> None:
         begun.set()
         may_end.wait(5)
-        salvage(*arguments)  # type: ignore[arg-type]
+        keep_good_chunks(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pulled.cache.shelf, "_salvage", held)
+    monkeypatch.setattr(shelf, "keep_good_chunks", held)
     hub.stats.reset()
     first = asyncio.create_task(pulled.read(REPO, "pytorch_model.bin"))
     await asyncio.to_thread(begun.wait, 5)

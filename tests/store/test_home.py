@@ -162,6 +162,24 @@ def test_home_folder_that_others_may_write_is_closed_to_them(tmp_path: Path) -> 
     assert mode_of(root) == 0o755
 
 
+def test_home_on_a_file_system_without_modes_warns_and_opens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where chmod fails, or does nothing, the store opens; its operator is told what that means."""
+    root = tmp_path / "store"
+    root.mkdir()
+    root.chmod(0o777)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "chmod", refuse)
+    opened = StoreHome(root).open()
+    opened.close()
+    assert len(opened.admin_token) == 64
+    assert "file system without modes" in caplog.text
+
+
 def test_home_of_a_newer_schema_is_refused_and_left_alone(home: StoreHome) -> None:
     """A later release's store is not touched."""
     home.close()
@@ -229,12 +247,12 @@ def test_home_disk_that_refuses_is_told_apart(
 def test_home_lock_that_fails_for_another_reason_is_not_called_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file system without locks is a configuration problem."""
+    """A disk that fails at the lock is a configuration problem."""
 
     def fail(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("p2pcache.store.home.fcntl.flock", fail)
+    monkeypatch.setattr("p2pcache.store.lock.fcntl.flock", fail)
     with pytest.raises(ConfigError):
         StoreHome(tmp_path / "store").open()
 

@@ -163,8 +163,8 @@ def test_hubtree_withdrawn_file_is_gone_for_offline_workers(tree: HubTree) -> No
     """A damaged file is unlinked in both places; withdrawing it twice is harmless."""
     publish(tree)
     entry = SNAPSHOT.files[0]
-    for _ in range(2):
-        tree.withdraw_file(ID, entry)
+    blob = store_blob(tree, entry.path)
+    assert [tree.withdraw_file(ID, entry, blob) for _ in range(2)] == [True, False]
     assert not (tree.snapshot_path(ID) / entry.path).exists()
     assert not (tree.repo_path(REPO) / "blobs" / entry.digest.hex).exists()
 

@@ -2,7 +2,7 @@
 Owns the tests of store.index and store.schema: opening, durability, damage.
 
 Knows nothing of rows (test_bloblist.py, test_catalogue.py).
-Invariants: a corrupt index is set aside, a newer one refused, neither is lost.
+Invariants: a corrupt index and a newer one are set aside, neither is lost.
 Source: store/index.py.
 """
 
@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlite_utils import Database
 
 from p2pcache.core.refs import RepoId
 from p2pcache.errors import IndexCorruptError, SchemaTooNewError, StoreError, StoreFullError
 from p2pcache.store.catalogue import RefRow
 from p2pcache.store.index import Index, open_database, translate_error
+from p2pcache.store.schema import migrations
 from tests.samples import COMMIT
 
 REPO = RepoId("hf", "models", "org/name")
@@ -110,17 +112,91 @@ def test_index_broken_again_is_set_aside_under_another_name(path: Path) -> None:
         assert aside.read_bytes().startswith(b"broken %d" % number)
 
 
-def test_index_of_a_newer_release_is_refused_and_left_alone(index: Index, path: Path) -> None:
-    """A migration that we do not know means that we do not know the tables."""
+def make_newer(index: Index) -> None:
+    """Let an index be of a later release, as far as its migrations say."""
     index._db.execute(
         "INSERT INTO _sqlite_migrations (migration_set, name, applied_at) "
         "VALUES ('p2pcache', 'm999_future', '2100-01-01')"
     )
+    index._db.conn.commit()
     index.close()
+
+
+def test_index_of_a_newer_release_is_refused_by_who_only_opens_it(index: Index, path: Path) -> None:
+    """A migration that we do not know means that we do not know the tables."""
+    make_newer(index)
     with pytest.raises(SchemaTooNewError) as caught:
-        Index(path)
+        open_database(path)
     assert "m999_future" in str(caught.value)
+
+
+def test_index_of_a_newer_release_is_set_aside_as_it_is(index: Index, path: Path) -> None:
+    """The files say all that it says of them; its own release finds it again."""
+    make_newer(index)
+    for number in (1, 2):
+        again = Index(path)
+        assert again.was_rebuilt
+        assert again.catalogue.find_ref(REPO, "main") is None
+        assert path.with_name(f"index.sqlite.newer-{number}").exists()
+        make_newer(again)
     assert not path.with_name("index.sqlite.corrupt-1").exists()
+    aside = sqlite3.connect(path.with_name("index.sqlite.newer-1"))
+    assert aside.execute("SELECT commit_id FROM refs").fetchall() == [(COMMIT,)]
+    aside.close()
+
+
+def test_index_of_an_older_release_is_migrated(tmp_path: Path) -> None:
+    """What an older release wrote is kept, in today's tables."""
+    path = tmp_path / "index.sqlite"
+    with sqlite3.connect(path) as old:
+        db = Database(old, execute_plugins=False)
+        assert next(m.name for m in migrations.pending(db)) == "m001_initial"
+        migrations.apply(db, stop_before="m002_refuted")
+        db["pins"].insert(  # type: ignore[union-attr]
+            {
+                "hub": "hf",
+                "kind": "models",
+                "repo": "org/name",
+                "revision": "main",
+                "commit_id": COMMIT,
+                "added_wall_s": 3.0,
+            }
+        )
+    old.close()
+    index = Index(path)
+    assert not index.was_rebuilt
+    assert index.roots.list_pins() == [RefRow(REPO, "main", COMMIT, 3.0)]
+    assert index.checks.list_all() == []
+    index.close()
+
+
+@pytest.mark.parametrize("keeps_log", [True, False])
+def test_index_that_was_emptied_asks_to_be_filled(
+    index: Index, path: Path, keeps_log: bool
+) -> None:
+    """A file of no bytes is no index, though it has the name of one."""
+    log = path.with_name("index.sqlite-wal").read_bytes()
+    index.close()
+    path.write_bytes(b"")
+    if keeps_log:
+        path.with_name("index.sqlite-wal").write_bytes(log)
+    again = Index(path)
+    assert again.was_rebuilt
+    again.close()
+
+
+def test_index_with_a_garbled_name_in_a_row_is_set_aside(index: Index, path: Path) -> None:
+    """A changed byte that SQLite cannot see is seen where a name is no name any more."""
+    index._db.execute(
+        "INSERT INTO blobs (digest, size_bytes, layout, is_proven, is_public, mtime_ns, inode, "
+        "verified_wall_s) VALUES ('sha257:00', 1, 'fixed-4m', 1, 1, 1, 1, 1.0)"
+    )
+    index._db.conn.commit()
+    index.close()
+    again = Index(path)
+    assert again.was_rebuilt
+    again.close()
+    assert path.with_name("index.sqlite.corrupt-1").exists()
 
 
 def test_index_in_a_folder_that_is_not_there_is_a_store_error(tmp_path: Path) -> None:

@@ -1,0 +1,179 @@
+"""
+Owns making room: whether something fits, evicting for it, refusing it with the numbers.
+
+Knows nothing of what is written there; core.eviction decides what leaves.
+Invariants: room is there, or is refused, before the first byte; two that fit only one by one do
+not both begin; what the disk gave already is not counted a second time.
+Source: design.md §4; docs/how-to/limit-disk.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from p2pcache.core.eviction import measure_room, plan_eviction
+from p2pcache.core.refs import SnapshotId
+from p2pcache.core.snapshot import FileEntry
+from p2pcache.engine.context import Context
+from p2pcache.engine.evictor import Evictor, Survey, limit_space
+from p2pcache.engine.gauge import Gauge
+from p2pcache.engine.holds import Holds, Room
+from p2pcache.errors import StoreFullError
+from p2pcache.store.usage import measure_missing
+
+# Plans for one request: what a plan counted on may be needed again when its turn comes.
+PLANS_MAX = 3
+# File systems give room back a moment after the last name of a file went.
+DISK_SETTLE_S = 2.0
+DISK_POLL_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """Bytes that the disk has yet to give: for one room, and for all others that are granted."""
+
+    room_bytes: int
+    others_bytes: int
+
+    @property
+    def all_bytes(self) -> int:
+        return self.room_bytes + self.others_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Lack:
+    """Bytes by which a room does not fit: into the quota, onto the disk."""
+
+    quota_bytes: int
+    disk_bytes: int
+
+    @property
+    def is_none(self) -> bool:
+        return self.quota_bytes <= 0 and self.disk_bytes <= 0
+
+
+class Rooms:
+    """All rooms of this daemon. Event loop only."""
+
+    def __init__(
+        self, context: Context, holds: Holds, evictor: Evictor, gauge: Gauge, lock: asyncio.Lock
+    ) -> None:
+        """
+        Args:
+            context: The shared parts.
+            holds: Who needs what.
+            evictor: Looks at the store, and takes things out.
+            gauge: What the store takes.
+            lock: Held while anything is evicted.
+        """
+        self._context = context
+        self._holds = holds
+        self._evictor = evictor
+        self._gauge = gauge
+        self._lock = lock
+
+    async def make(self, snapshot_id: SnapshotId, entries: Iterable[FileEntry]) -> Room:
+        """
+        Reserve room for some files of a snapshot, evicting what nobody needs if that helps.
+
+        Raises:
+            StoreFullError: It cannot be had; with the numbers.
+            StoreError: The disk failed.
+        """
+        sizes = {entry.digest: entry.size_bytes for entry in entries}
+        is_reserved = sizes.keys() <= self._holds.list_granted().keys()
+        room = self._holds.open_room(snapshot_id, sizes)
+        try:
+            if is_reserved:
+                # A file of a job's: nothing of it can leave, so that nothing is waited for.
+                room.is_granted = True
+            else:
+                await self.renew(room)
+        except BaseException:
+            room.release()
+            raise
+        return room
+
+    async def renew(self, room: Room) -> None:
+        """
+        See to it that the room is there, once more if somebody else took it.
+
+        Raises:
+            StoreFullError: It cannot be had; with the numbers.
+            StoreError: The disk failed.
+        """
+        async with self._lock:
+            for _ in range(PLANS_MAX):
+                if (await self._measure_lack(room)).is_none or await self._evict_for(room):
+                    room.is_granted = True
+                    return
+            raise await self._refuse(room, "others need what could be evicted; ask again")
+
+    async def _measure_lack(self, room: Room) -> _Lack:
+        need = await self._measure_need(room)
+        if not need.room_bytes:
+            return _Lack(0, 0)
+        figures = await self._gauge.read()
+        over = 0
+        if figures.quota_bytes is not None:
+            over = figures.own_bytes + need.all_bytes - figures.quota_bytes
+        under = figures.floor_bytes + need.all_bytes - figures.disk_free
+        return _Lack(max(0, over), max(0, under))
+
+    async def _evict_for(self, room: Room) -> bool:
+        """
+        Evict what a room needs; returns whether it fits then. If not, another plan may do it.
+
+        Raises:
+            StoreFullError: None would.
+        """
+        survey = await self._evictor.survey()
+        need = await self._measure_need(room)
+        limits = limit_space(await self._gauge.read(), survey)
+        plan = plan_eviction(survey.view, limits, need_bytes=need.all_bytes)
+        if plan.bytes_short:
+            raise await self._refuse(room, f"{plan.bytes_short:,} cannot be had", survey)
+        done = await self._evictor.apply(plan, survey)
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + DISK_SETTLE_S
+        while not (lack := await self._measure_lack(room)).is_none:
+            if lack.quota_bytes or len(done) < len(plan.steps):
+                return False
+            if loop.time() >= end_s:
+                raise await self._refuse(
+                    room, "what was evicted is still open in other programs; wait until they end"
+                )
+            await asyncio.sleep(DISK_POLL_S)
+        return True
+
+    async def _measure_need(self, room: Room) -> _Need:
+        others = self._holds.list_granted(but=room)
+        rest = {blob: size for blob, size in room.sizes.items() if blob not in others}
+        store = self._context.store
+
+        def measure() -> _Need:
+            return _Need(
+                measure_missing(store, rest.items()), measure_missing(store, others.items())
+            )
+
+        return await self._context.in_bulk(measure)
+
+    async def _refuse(
+        self, room: Room, reason: str, survey: Survey | None = None
+    ) -> StoreFullError:
+        survey = survey or await self._evictor.survey()
+        need, figures = await self._measure_need(room), await self._gauge.read()
+        report = measure_room(survey.view)
+        kept = ", ".join(f"{n:,} {p}" for p, n in report.protected_bytes.items() if n)
+        quota = "no quota" if figures.quota_bytes is None else f"a quota of {figures.quota_bytes:,}"
+        return StoreFullError(
+            f"{room.snapshot_id} needs {need.room_bytes:,} more bytes, and {reason}: the disk of "
+            f"{self._context.settings.store} has {figures.disk_free:,} free, of which "
+            f"{figures.floor_bytes:,} stay free; the store takes {figures.own_bytes:,} and has "
+            f"{quota}; {need.others_bytes:,} are reserved for other downloads; evicting everything "
+            f"that may go gives {report.evictable_bytes:,} (kept: {kept or 'nothing'}). Unpin or "
+            "remove a model (p2pcache ls, p2pcache rm REF), raise --quota, or pull less with "
+            "--include."
+        )
