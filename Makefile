@@ -39,8 +39,9 @@ format: $(READY)  ## put the code into its format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-faults: $(READY)  ## kills, power cuts, failing calls, full disks: about an hour, as root
+faults: $(READY)  ## kills, power cuts, failing calls, full disks, bit rot: hours, as root
 	$(BIN)/python -m tests.faults prove
+	P2PCACHE_SLOW=1 $(BIN)/python -m pytest tests/faults/test_bit_rot.py --timeout 3600
 	$(BIN)/python -m tests.faults run --lanes $(LANES) --seed $(SEED)
 
 demo: $(READY)  ## hub, three peers, a real model, the real client: a table of who gave what

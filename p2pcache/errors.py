@@ -122,7 +122,7 @@ class PeerNotFoundError(NotFoundError):
 
 
 class JobNotFoundError(NotFoundError):
-    """No download with that id."""
+    """No download or import with that id."""
 
 
 class NoSourceError(NotFoundError):

@@ -40,7 +40,7 @@ _HOW = ("linked", "reflinked", "copied", "referred", "present")
     """,
     exit_codes=CLIENT_EXIT_CODES,
 )
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("dir", type=click.Path(path_type=Path))
 @click.option(
     "--watch/--no-watch",
     "is_watch",
@@ -57,7 +57,7 @@ _HOW = ("linked", "reflinked", "copied", "referred", "present")
 )
 @client_options
 def import_(
-    folder: Path,
+    dir: Path,
     is_watch: bool | None,
     is_public: bool,
     local: str | None,
@@ -73,7 +73,7 @@ def import_(
     Nothing in DIR is changed. With --json the last line is the import.
     """
     client = ImportClient(local, store)
-    path = folder.expanduser().absolute()
+    path = dir.expanduser().absolute()
     if is_watch is False:
         _end_watch(client, path, is_json=is_json)
         return

@@ -57,7 +57,8 @@ class SnapshotView:
 class Holding:
     """
     One blob's whole file, or its partial one. `own_bytes`: what its removal gives back, 0 for a
-    file that somebody else owns too. `idle_s`: since the last write to a partial.
+    file that somebody else owns too. `is_in_use`: somebody fills or hashes the blob, which keeps
+    both. `idle_s`: since the last write to a partial.
     """
 
     kind: Kind
@@ -183,14 +184,14 @@ def plan_removal(view: StoreView, snapshot_id: SnapshotId) -> EvictionPlan:
 
 def measure_room(view: StoreView) -> RoomReport:
     """Sum up who keeps how much. A blob that several keep counts for the strongest."""
-    keepers: dict[BlobDigest, Protection] = {}
+    keepers = {h.blob: Protection.IN_USE for h in view.holdings if h.is_in_use}
     for protection in reversed(Protection):
         for snapshot in view.snapshots:
             if snapshot.protection is protection:
                 keepers.update(dict.fromkeys(snapshot.blobs, protection))
     evictable, kept = 0, dict.fromkeys(Protection, 0)
     for holding in view.holdings:
-        keeper = keepers.get(holding.blob, Protection.IN_USE if holding.is_in_use else None)
+        keeper = keepers.get(holding.blob)
         if keeper is None:
             evictable += holding.own_bytes
         else:

@@ -145,6 +145,7 @@ class Management:
             measured = await self._cache.measure(list(snapshot.files))
             answer |= {
                 "commit": snapshot.id.commit,
+                "confirmed": row.is_confirmed,
                 "state": measured.state.value,
                 "pinned": any(
                     (pin.repo, pin.commit) == (snapshot.id.repo, snapshot.id.commit)
@@ -181,6 +182,7 @@ class Management:
                     "revisions": [
                         name for name, commit in branches if commit == snapshot_id.commit
                     ],
+                    "confirmed": row.is_confirmed,
                     "state": measured.state.value,
                     "bytes_total": measured.bytes_total,
                     "bytes_local": measured.bytes_local,

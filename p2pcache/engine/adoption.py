@@ -58,7 +58,8 @@ class Adoptions:
         await self._context.in_bulk(sweep_staging, self._context.store)
         rows = await self._context.index.call(lambda index: index.watchlist.list_all())
         for row in rows:
-            self._begin(AdoptionOrder(row.path, is_watch=True), row.added_wall_s)
+            order = AdoptionOrder(row.path, is_watch=True, is_public=row.is_public)
+            self._begin(order, row.added_wall_s)
 
     async def start(self, order: AdoptionOrder) -> AdoptionJob:
         """
@@ -75,7 +76,7 @@ class Adoptions:
             raise DaemonBusyError(f"{running} imports are under way; wait for one to end.")
         wall_s = self._context.clock.wall_s()
         if order.is_watch:
-            row = WatchRow(order.path, wall_s)
+            row = WatchRow(order.path, wall_s, order.is_public)
             await self._context.index.call(lambda index: index.watchlist.put(row))
         return self._begin(order, wall_s)
 

@@ -108,8 +108,7 @@ class AdoptionFiles:
         identity = unit.file.identity
         async with self._slots:
             with work.job.follow(identity.size_bytes):
-                names = frozenset(unit.names) | work.memory.named.get(identity, frozenset())
-                missing = {name for name in names if not await self._is_here(work, unit, name)}
+                missing = await self._list_missing(work, unit)
                 is_nameless = bool(unit.algorithms) and identity not in work.memory.named
                 if not missing and not is_nameless:
                     work.job.counts[PRESENT] += 1
@@ -128,7 +127,17 @@ class AdoptionFiles:
                     except DaemonBusyError as error:
                         work.skip(identity, str(error), is_final=False)
                         return
-                    await self._hash_and_place(work, unit, frozenset(missing))
+                    # Who held a claim before us may have brought it.
+                    missing = await self._list_missing(work, unit)
+                    if missing or is_nameless:
+                        await self._hash_and_place(work, unit, missing)
+                    else:
+                        work.job.counts[PRESENT] += 1
+
+    async def _list_missing(self, work: AdoptionWork, unit: AdoptionUnit) -> frozenset[BlobDigest]:
+        """Return the names of a file that are not here."""
+        names = unit.names | work.memory.named.get(unit.file.identity, frozenset())
+        return frozenset({name for name in names if not await self._is_here(work, unit, name)})
 
     async def _is_here(self, work: AdoptionWork, unit: AdoptionUnit, name: BlobDigest) -> bool:
         if name not in work.here:
@@ -192,7 +201,9 @@ class AdoptionFiles:
         work.job.counts[how] += 1
         work.memory.named[identity] = outcome.names
         if names - outcome.names:
-            work.skip(identity, f"its content is {min(outcome.names)}, not what a name of it says")
+            reason = f"its content is {min(outcome.names)}, not what a name of it says"
+            work.skip(identity, reason)
+            work.memory.wrong[identity] = (names - outcome.names, reason)
 
     async def _may_place(self, work: AdoptionWork, unit: AdoptionUnit, blob: BlobDigest) -> bool:
         is_busy = self._cache.fetches.find(blob) is not None or self._cache.claims.is_held(blob)

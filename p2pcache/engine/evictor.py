@@ -188,7 +188,7 @@ class Evictor:
         context, store, users = self._context, self._context.store, self._users
         # Nothing is waited for between this look and the call that takes the rows: whoever comes
         # later finds them gone, and waits for Space.
-        if False:
+        if any(map(users.is_busy, step.blobs)):
             return False
         if step.what is Kind.FILE:
             return await context.in_bulk(

@@ -16,6 +16,9 @@ from contextlib import contextmanager
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.refs import SnapshotId
 
+# A fetch that was cancelled syncs its file, and lets threads finish that wait for a source.
+WIND_UP_S_MAX = 10.0
+
 
 class Room:
     """
@@ -27,6 +30,8 @@ class Room:
         self.snapshot_id = snapshot_id
         self.sizes = sizes
         self.is_granted = False
+        # The fetch that it is for, if that began by now.
+        self.task: asyncio.Task[None] | None = None
         self._holds = holds
 
     def release(self) -> None:
@@ -35,6 +40,7 @@ class Room:
 
     def release_after(self, task: asyncio.Task[None]) -> None:
         """Give it back when a fetch has ended, whatever its outcome."""
+        self.task = task
         task.add_done_callback(lambda _: self.release())
 
     def __enter__(self) -> Room:
@@ -85,6 +91,14 @@ class Holds:
             if room.is_granted and room is not but:
                 granted |= room.sizes
         return granted
+
+    async def wait_winding_up(self) -> bool:
+        """Wait for the fetches that were cancelled and still hold their files; was there any?"""
+        tasks = [room.task for room in self._rooms if room.task is not None]
+        ending = [task for task in tasks if task.cancelling()]
+        if ending:
+            await asyncio.wait(ending, timeout=WIND_UP_S_MAX)
+        return bool(ending)
 
     def is_held(self, snapshot_id: SnapshotId) -> bool:
         """Return whether anybody needs a snapshot."""

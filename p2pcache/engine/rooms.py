@@ -134,6 +134,8 @@ class Rooms:
         limits = limit_space(await self._gauge.read(), survey)
         plan = plan_eviction(survey.view, limits, need_bytes=need.all_bytes)
         if plan.bytes_short:
+            if await self._holds.wait_winding_up():
+                return False  # what a cancelled download leaves may go
             raise await self._refuse(room, f"{plan.bytes_short:,} cannot be had", survey)
         done = await self._evictor.apply(plan, survey)
         loop = asyncio.get_running_loop()

@@ -79,12 +79,13 @@ class HubTree:
         path = self.repo_path(snapshot.id.repo) / "trees" / f"{snapshot.id.commit}.json"
         with self._lock, _translating_errors(path):
             self._begin_change(snapshot.id.repo)
-            if path.exists():
-                return
             files = {entry.path: _tree_entry(entry) for entry in snapshot.files}
-            content = json.dumps({"format_version": 1, "files": files}, indent=1)
+            content = json.dumps({"format_version": 1, "files": files}, indent=1).encode()
+            # One that says something else is a client's note, or from before the hub was asked.
+            if path.exists() and path.read_bytes() == content:
+                return
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_file_atomically(path, content.encode())
+            write_file_atomically(path, content)
 
     def publish_file(self, snapshot_id: SnapshotId, entry: FileEntry, blob_path: Path) -> None:
         """
@@ -233,14 +234,23 @@ def _tree_entry(entry: FileEntry) -> dict[str, object]:
 
 
 def _replace_link(link: Path, blob_path: Path) -> None:
-    """Make link the same file as blob_path: hard, or symbolic where hard links fail."""
+    """
+    Make link the same file as blob_path: hard, or symbolic where hard links fail, and where the
+    blob is itself a reference to somebody's file, of which another name would outlive it.
+    """
     with contextlib.suppress(OSError):
         if link.samefile(blob_path):
             return
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
-    try:
-        temporary.hardlink_to(blob_path)
-    except OSError:
+    if blob_path.is_symlink() or not _try_link(blob_path, temporary):
         temporary.symlink_to(os.path.relpath(blob_path, link.parent))
     temporary.rename(link)
+
+
+def _try_link(blob_path: Path, link: Path) -> bool:
+    try:
+        link.hardlink_to(blob_path)
+    except OSError:
+        return False
+    return True

@@ -21,21 +21,29 @@ from p2pcache.store.filelayout import read_into
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
-@cache
-def _load_libc() -> ctypes.CDLL | None:
-    try:
+class _Libc:
+    """What Python has no functions for."""
+
+    def __init__(self) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
-        offset = ctypes.c_int64 if hasattr(libc, "mmap64") else ctypes.c_long
-        libc.map = libc.mmap64 if hasattr(libc, "mmap64") else libc.mmap
-        libc.map.restype = ctypes.c_void_p
-        libc.map.argtypes = [
-            ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, offset,
-        ]  # fmt: skip
-        libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-        libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
+        is_wide = hasattr(libc, "mmap64")
+        offset = ctypes.c_int64 if is_wide else ctypes.c_long
+        size, number = ctypes.c_size_t, ctypes.c_int
+        self.mmap = libc.mmap64 if is_wide else libc.mmap
+        self.mmap.restype = ctypes.c_void_p
+        self.mmap.argtypes = [ctypes.c_void_p, size, number, number, number, offset]
+        self.munmap = libc.munmap
+        self.munmap.argtypes = [ctypes.c_void_p, size]
+        self.mincore = libc.mincore
+        self.mincore.argtypes = [ctypes.c_void_p, size, ctypes.c_char_p]
+
+
+@cache
+def _load_libc() -> _Libc | None:
+    try:
+        return _Libc()
     except (OSError, AttributeError):
         return None
-    return libc
 
 
 def stop_readahead(fd: int) -> None:
@@ -73,7 +81,7 @@ def find_absent(fd: int, offset: int, length: int) -> list[tuple[int, int]]:
     if libc is None or pages <= 0:
         return []
     # Never touched, so that the end of a shortened file does no harm.
-    start = libc.map(None, pages * mmap.PAGESIZE, mmap.PROT_READ, mmap.MAP_SHARED, fd, first)
+    start = libc.mmap(None, pages * mmap.PAGESIZE, mmap.PROT_READ, mmap.MAP_SHARED, fd, first)
     if start is None or start == _MAP_FAILED:
         return []
     try:

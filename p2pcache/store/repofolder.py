@@ -178,7 +178,8 @@ class RepoFolder:
         """
         Return whether `blobs/<hex>` is a link to the store's file, or was until that went.
 
-        What programs download themselves is theirs to write; what the store published is not.
+        What programs download themselves is theirs to write, and has one name; what the store
+        published nobody may write, and what it adopted has its owner's mode and name beside ours.
         """
         blob = _parse_etag(digits)
         link = self.path / "blobs" / digits
@@ -196,7 +197,7 @@ class RepoFolder:
         with contextlib.suppress(OSError):
             if os.path.samestat(status, target.lstat()):
                 return True
-        return not status.st_mode & _WRITE_BITS
+        return not status.st_mode & _WRITE_BITS or status.st_nlink > 1
 
 
 def _parse_etag(digits: str) -> BlobDigest | None:

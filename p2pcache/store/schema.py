@@ -98,6 +98,6 @@ def m003_space(db: Database) -> None:
         "expires_wall_s REAL NOT NULL) WITHOUT ROWID, STRICT"
     )
     db.execute(
-        "CREATE TABLE watched (path TEXT PRIMARY KEY, added_wall_s REAL NOT NULL) "
-        "WITHOUT ROWID, STRICT"
+        "CREATE TABLE watched (path TEXT PRIMARY KEY, added_wall_s REAL NOT NULL, "
+        "is_public INTEGER NOT NULL) WITHOUT ROWID, STRICT"
     )

@@ -17,10 +17,11 @@ from sqlite_utils import Database
 
 @dataclass(frozen=True, slots=True)
 class WatchRow:
-    """A folder, and since when it is watched."""
+    """A folder, since when it is watched, and whether the operator called its content public."""
 
     path: Path
     added_wall_s: float
+    is_public: bool = False
 
 
 class Watchlist:
@@ -30,10 +31,12 @@ class Watchlist:
         self._db = db
 
     def put(self, row: WatchRow) -> None:
-        """Insert a folder; one that is there keeps its time."""
+        """Insert a folder; one that is there keeps its time, and takes the newest word."""
         with self._db.atomic():
             self._db.execute(
-                "INSERT OR IGNORE INTO watched VALUES (?, ?)", [str(row.path), row.added_wall_s]
+                "INSERT INTO watched VALUES (?, ?, ?) "
+                "ON CONFLICT DO UPDATE SET is_public = excluded.is_public",
+                [str(row.path), row.added_wall_s, int(row.is_public)],
             )
 
     def remove(self, path: Path) -> bool:
@@ -44,5 +47,7 @@ class Watchlist:
 
     def list_all(self) -> list[WatchRow]:
         """Return every folder, the oldest first."""
-        rows = self._db.query("SELECT path, added_wall_s FROM watched ORDER BY added_wall_s, path")
-        return [WatchRow(Path(row["path"]), row["added_wall_s"]) for row in rows]
+        rows = self._db.query("SELECT * FROM watched ORDER BY added_wall_s, path")
+        return [
+            WatchRow(Path(row["path"]), row["added_wall_s"], bool(row["is_public"])) for row in rows
+        ]

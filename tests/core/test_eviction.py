@@ -270,6 +270,8 @@ def test_room_report_counts_each_byte_once_for_its_strongest_keeper() -> None:
     )
     report = measure_room(StoreView(snapshots, holdings))
     assert report.evictable_bytes == 10**5 + 10**6
+    both = StoreView((), (make_holding(1, 5, is_in_use=True), make_holding(1, 7, Kind.PARTIAL)))
+    assert measure_room(both).protected_bytes[Protection.IN_USE] == 12
     assert report.protected_bytes == {
         Protection.PINNED: 10**2 + 10**3,
         Protection.LEASED: 10**4,

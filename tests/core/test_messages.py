@@ -20,7 +20,14 @@ from p2pcache.core import messages
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.chunktable import ChunkTable, Standing
 from p2pcache.core.digest import BlobDigest, ChunkDigest
-from p2pcache.core.layout import CHUNK_SIZE_BYTES, Layout
+from p2pcache.core.layout import (
+    BLOB_SIZE_BYTES_MAX,
+    CHUNK_SIZE_BYTES,
+    CHUNKS_PER_BLOB_MAX,
+    CHUNKS_PER_STEP_MAX,
+    FIXED_LAYOUT,
+    Layout,
+)
 from p2pcache.core.messages import (
     Exchange,
     Hello,
@@ -51,11 +58,25 @@ SNAPSHOT = Snapshot.of(
 )
 
 
+# Cut at tensors: chunks of 3, 3, 7, 7, 7 and 2 bytes.
+SPANS = [(3, 2), (7, 3), (2, 1)]
+CUT = Layout.from_spans(29, SPANS)
+
+
+@st.composite
+def cut_layouts(draw: st.DrawFn) -> Layout:
+    """Any layout, cut every 4 MiB or anywhere."""
+    if draw(st.booleans()):
+        size_bytes = draw(st.integers(0, 70)) * CHUNK_SIZE_BYTES - draw(st.integers(0, 5))
+        return Layout(max(0, size_bytes))
+    lengths = draw(st.lists(st.integers(1, CHUNK_SIZE_BYTES), min_size=1, max_size=40))
+    return Layout.from_spans(sum(lengths), [(length, 1) for length in lengths])
+
+
 @st.composite
 def swarm_entries(draw: st.DrawFn) -> SwarmEntry:
     """Any possible entry."""
-    count = draw(st.integers(0, 70))
-    layout = Layout(max(0, count * CHUNK_SIZE_BYTES - draw(st.integers(0, 5))))
+    layout = draw(cut_layouts())
     count = layout.chunk_count
     bits = st.integers(0, (1 << count) - 1)
     return SwarmEntry(
@@ -112,6 +133,7 @@ def test_exchange_too_many_entries_are_refused(monkeypatch: pytest.MonkeyPatch) 
         {"protocol": True},
         {"id": "AB" * 16},
         {"id": "ab" * 15},
+        {"id": "0" * 32},
         {"id": "../" * 10 + "ab"},
         {"name": ""},
         {"name": "-x"},
@@ -137,11 +159,11 @@ def test_hello_strange_capabilities_are_left_out() -> None:
     assert Hello.from_json(message).capabilities == ("a",)
 
 
-@given(st.integers(0, 5), st.data())
-def test_table_any_is_read_back_as_claimed(count: int, data: st.DataObject) -> None:
-    """Whatever a peer says of its standing, we only call it claimed."""
-    table = ChunkTable(BLOB, Layout(count * CHUNK_SIZE_BYTES), Standing.PROVEN)
-    for index in range(count):
+@given(cut_layouts(), st.data())
+def test_table_any_is_read_back_as_claimed(layout: Layout, data: st.DataObject) -> None:
+    """Whatever a peer says of its standing, we only call it claimed; its boundaries survive."""
+    table = ChunkTable(BLOB, layout, Standing.PROVEN)
+    for index in range(layout.chunk_count):
         if data.draw(st.booleans()):
             table.set(index, ChunkDigest(data.draw(st.binary(min_size=32, max_size=32))))
     read = table_from_json(through_json(table_to_json(table)))
@@ -157,6 +179,96 @@ def test_table_malformed_is_refused(change: Json) -> None:
     message = {**table_to_json(ChunkTable(BLOB, Layout(5))), **change}
     with pytest.raises(InputError):
         table_from_json(message)
+
+
+def test_table_of_the_fixed_layout_ignores_spans() -> None:
+    """It is known without them; an earlier release names none."""
+    message = table_to_json(ChunkTable(BLOB, Layout(5)))
+    assert message["spans"] == []
+    for change in ({}, {"spans": SPANS}, {"spans": "x"}):
+        assert table_from_json({**message, **change}).layout == Layout(5)
+    del message["spans"]
+    assert table_from_json(message).layout == Layout(5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"spans": None},
+        {"spans": []},
+        {"spans": {}},
+        {"spans": [[3, 2], [7, 3]]},
+        {"spans": [[3, 2], [7, 3], [2, 2]]},
+        {"spans": [[7, 3], [3, 2], [2, 1]]},
+        {"spans": [[3, 2], [7, 3], [2, True]]},
+        {"spans": [[3, 2], [7, 3], [2.0, 1]]},
+        {"spans": [[3, 2], [7, 3], [2]]},
+        {"spans": [[3, 2], [7, 3], [2, 1, 1]]},
+        {"spans": [[3, 2], [7, 3], [2, 1], [0, 1]]},
+        {"spans": [[3, 2], [7, 3], [2, 1], [1, 0]]},
+        {"spans": [[3, 2], [7, 3], [2, 1], None]},
+        {"spans": [[-3, 2], [7, 5]]},
+        {"spans": [[1, 29]]},
+        {"spans": [[1, 1 << 70]]},
+        {"layout": FIXED_LAYOUT},
+        {"layout": "tensor-000000000"},
+        {"layout": "tensor-"},
+        {"size": 30},
+        {"size": 0},
+        {"size": BLOB_SIZE_BYTES_MAX, "spans": [[1, CHUNKS_PER_BLOB_MAX]] * 1000},
+        {"size": BLOB_SIZE_BYTES_MAX + 1},
+        {"chunks": [None] * 5},
+        {"chunks": [None] * 7},
+    ],
+)
+def test_table_with_other_boundaries_than_it_names_is_refused(change: Json) -> None:
+    """The name, the size, the spans and the list must fit one another."""
+    message = table_to_json(ChunkTable(BLOB, CUT))
+    assert table_from_json(message).layout == CUT
+    with pytest.raises(InputError):
+        table_from_json({**message, **change})
+
+
+def test_table_that_calls_the_fixed_layout_by_another_name_is_refused() -> None:
+    """One layout has one name, else peers that agree would not know it."""
+    table = table_to_json(ChunkTable(BLOB, Layout(2 * CHUNK_SIZE_BYTES)))
+    spans = {"spans": [[CHUNK_SIZE_BYTES, 2]]}
+    assert table_from_json({**table, **spans}).layout == Layout(2 * CHUNK_SIZE_BYTES)
+    with pytest.raises(InputError):
+        table_from_json({**table, **spans, "layout": "tensor-123456789"})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"count": None},
+        {"count": 0},
+        {"count": -1},
+        {"count": True},
+        {"count": 6.0},
+        {"count": "6"},
+        {"count": CHUNKS_PER_STEP_MAX + 1},
+        {"count": 1 << 70},
+        {"count": 9},
+        {"size": 1 << 61},
+        {"layout": "tensor-"},
+        {"layout": FIXED_LAYOUT},
+    ],
+)
+def test_entry_whose_count_does_not_fit_is_refused(change: Json) -> None:
+    """The count says how long the bitfields are; a stranger cannot make them longer than that."""
+    entry = SwarmEntry(BLOB, CUT.id, Bitfield.full(6), Bitfield(6))
+    assert SwarmEntry.from_json(entry.to_json()) == entry
+    with pytest.raises(InputError):
+        SwarmEntry.from_json({**entry.to_json(), **change})
+
+
+def test_entry_of_an_earlier_release_has_no_count() -> None:
+    """Of the fixed layout it is known."""
+    entry = SwarmEntry(BLOB, Layout(5).id, Bitfield.full(1), Bitfield(1))
+    message = entry.to_json()
+    del message["count"]
+    assert SwarmEntry.from_json(message) == entry
 
 
 def test_snapshot_message_is_read_back() -> None:
@@ -193,6 +305,8 @@ READERS: list[Callable[[object], object]] = [
     Exchange.from_json,
     table_from_json,
     snapshot_from_json,
+    SwarmEntry.from_json,
+    table_from_json,
 ]
 GOOD_MESSAGES: list[Json] = [
     HELLO.to_json(),
@@ -200,6 +314,8 @@ GOOD_MESSAGES: list[Json] = [
     Exchange(HELLO, 7, (SwarmEntry(BLOB, Layout(5).id, Bitfield(1), Bitfield(1)),)).to_json(),
     table_to_json(ChunkTable(BLOB, Layout(5))),
     snapshot_to_json(SNAPSHOT),
+    SwarmEntry(BLOB, CUT.id, Bitfield(6), Bitfield.full(6)).to_json(),
+    table_to_json(ChunkTable(BLOB, CUT)),
 ]
 json_values = st.recursive(
     st.none()

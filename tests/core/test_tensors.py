@@ -535,6 +535,16 @@ def test_safetensors_strange_but_right_heads_are_read() -> None:
     assert [tensor.name for tensor in found.tensors] == ["a", "b"]
 
 
+def test_files_whose_tensors_are_all_empty_are_left() -> None:
+    """Right by their formats, with nothing to cut at."""
+    head = json.dumps({"a": entry(0, 0), "b": entry(0, 0)}).encode() + b" " * 2000
+    assert read_stepwise(make_head(head, body=b""), FIRST_HEAD_BYTES) is None
+    note = pair(8, text(bytes(2000)))
+    size_bytes = len(make_raw_gguf([note], ONE, body=0))
+    raw = make_raw_gguf([note], ONE, body=-size_bytes % 32)
+    assert read_stepwise(raw, FIRST_HEAD_BYTES) is None
+
+
 def test_safetensors_with_the_most_tensors_is_read_and_one_more_is_left() -> None:
     """The limit is inclusive; above it the file is cut as any other."""
     entries: dict[str, object] = {f"{n}": entry(n, n + 1) for n in range(TENSORS_MAX)}

@@ -801,3 +801,65 @@ async def test_adopted_file_whose_cache_was_deleted_becomes_ours(
     content = await engine.read(repo, WEIGHTS_NAME, token=TOKEN)
     assert content.startswith(WEIGHTS)
     assert hub.state.stats.as_json()["body_bytes"] == 0
+
+
+@pytest.mark.parametrize("how", ["linked", "referred"])
+async def test_adopted_snapshot_that_is_removed_leaves_the_cache_as_it_was(
+    engine: Engine,
+    adoptions: Adoptions,
+    hub: Hub,
+    foreign: ForeignCache,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    """rm takes our names only, all of them; the bytes and the names of the cache stay."""
+    foreign.add(repository_of(hub))
+    before = snapshot_of(foreign.root)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    settings = engine.context.settings
+    with monkeypatch.context() as patch:
+        if how == "referred":
+            patch.setattr(os, "link", fail)
+            engine.context.settings = replace(settings, free_floor_bytes=1 << 50)
+        job = await adopt(adoptions, foreign.root)
+        engine.context.settings = settings
+    assert job.counts == {how: len(FILES)}
+    tree = engine.context.tree.snapshot_path(next(iter(job.snapshots)))
+    assert (tree / WEIGHTS_NAME).read_bytes() == WEIGHTS
+    (snapshot_id,) = job.snapshots
+    await engine.cache.space.remove(snapshot_id)
+    assert snapshot_of(foreign.root) == before
+    assert {path.stat().st_nlink for path in foreign.root.rglob("blobs/*")} == {1}
+    found = [*engine.root.glob("blobs/*/*/*"), *engine.root.glob("hub/*")]
+    assert found == []
+    again = await adopt(adoptions, foreign.root)
+    assert again.counts == {"linked": len(FILES)}
+
+
+async def test_adopt_two_at_once_hash_and_place_each_file_once(
+    engine: Engine,
+    adoptions: Adoptions,
+    hub: Hub,
+    foreign: ForeignCache,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A watch and an import of the same folder: who comes second finds it here."""
+    foreign.add(repository_of(hub))
+    hashed: list[int] = []
+    real = FileWatch.note_hashed
+
+    def note(watch: FileWatch, size_bytes: int) -> None:
+        hashed.append(size_bytes)
+        real(watch, size_bytes)
+
+    monkeypatch.setattr(FileWatch, "note_hashed", note)
+    jobs = [await adoptions.start(AdoptionOrder(foreign.root)) for _ in range(2)]
+    for job in jobs:
+        await eventually(lambda job=job: job.state in FINAL_STATES, "the end")  # type: ignore[misc]
+    assert sum(hashed) == MODEL_BYTES
+    assert jobs[0].counts["linked"] + jobs[1].counts["linked"] == len(FILES)
+    assert jobs[0].counts["present"] + jobs[1].counts["present"] == len(FILES)
+    assert await measure(engine) is State.RESIDENT

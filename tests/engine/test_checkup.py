@@ -19,6 +19,7 @@ from p2pcache.clock import ManualClock
 from p2pcache.core.digest import BlobDigest
 from p2pcache.engine import checkup
 from p2pcache.engine.checkup import CHECK_INTERVAL_S, CheckOrder, CheckRun, CheckupState
+from p2pcache.engine.shelf import take_step
 from p2pcache.store.bloblist import BlobRow
 from p2pcache.store.check import FileCheck
 from p2pcache.store.damages import CHECK_FILE_NAME, DamageState
@@ -78,7 +79,7 @@ def hold_steps(
 ) -> tuple[threading.Event, threading.Event]:
     """Let the check stand still after some steps: returns (it stands, it may go on)."""
     stands, may_go = threading.Event(), threading.Event()
-    real, count = checkup.take_step, [0]
+    real, count = take_step, [0]
 
     def held(walk: FileCheck, bytes_max: int) -> int:
         looked = real(walk, CHUNK_BYTES)
@@ -88,7 +89,7 @@ def hold_steps(
             may_go.wait(5)
         return looked
 
-    monkeypatch.setattr(checkup, "take_step", held)
+    monkeypatch.setattr("p2pcache.engine.checkup.take_step", held)
     return stands, may_go
 
 
@@ -271,7 +272,7 @@ async def test_check_with_little_time_gets_through_in_several(
     pulled: Engine, looked_at: list[tuple[BlobDigest, int]]
 ) -> None:
     """A rate and a time budget: each check does a part, none does a part again."""
-    runs = []
+    runs: list[CheckRun] = []
     while not runs or runs[-1].state is CheckupState.STOPPED:
         assert len(runs) < 30
         runs.append(await check(pulled, rate_bps=2.0 * MODEL_BYTES, budget_s=0.05))

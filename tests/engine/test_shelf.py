@@ -19,7 +19,9 @@ import pytest
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
 from p2pcache.core.verify import digest_of
+from p2pcache.engine.shelf import take_step
 from p2pcache.errors import BlobCorruptError, BlobNotFoundError, ChunkNotYetError
+from p2pcache.store.quarantine import keep_good_chunks
 from tests.engine.conftest import CHUNK_BYTES, FILES, GATED, REPO, TOKEN, WEIGHTS
 from tests.engine.engine import Engine, eventually, list_open_files
 from tests.engine.fakepeer import sha256_name
@@ -221,16 +223,13 @@ def hold_hashing(
     monkeypatch: pytest.MonkeyPatch, begun: threading.Event, may_end: threading.Event
 ) -> None:
     """Let hashing a file wait for an event."""
-    from p2pcache.engine import shelf
-
-    take_step = shelf.take_step
 
     def held(*arguments: object) -> object:
         begun.set()
         may_end.wait(5)
         return take_step(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shelf, "take_step", held)
+    monkeypatch.setattr("p2pcache.engine.shelf.take_step", held)
 
 
 async def test_second_reader_of_a_damaged_file_waits_until_its_good_chunks_are_kept(
@@ -239,16 +238,13 @@ async def test_second_reader_of_a_damaged_file_waits_until_its_good_chunks_are_k
     """Setting a damaged file aside and fetching it again do not work on the same partial."""
     flip_byte(path_of(pulled), DAMAGED * CHUNK_BYTES + 5)
     begun, may_end = threading.Event(), threading.Event()
-    from p2pcache.engine import shelf
-
-    keep_good_chunks = shelf.keep_good_chunks
 
     def held(*arguments: object) -> None:
         begun.set()
         may_end.wait(5)
         keep_good_chunks(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shelf, "keep_good_chunks", held)
+    monkeypatch.setattr("p2pcache.engine.shelf.keep_good_chunks", held)
     hub.stats.reset()
     first = asyncio.create_task(pulled.read(REPO, "pytorch_model.bin"))
     await asyncio.to_thread(begun.wait, 5)

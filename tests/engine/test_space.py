@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from random import Random
 
@@ -21,11 +21,13 @@ import pytest
 from p2pcache.core.credentials import ANONYMOUS
 from p2pcache.core.eviction import EvictionPlan, Kind, Step, plan_eviction, plan_removal
 from p2pcache.core.refs import ModelReference, SnapshotId
-from p2pcache.core.snapshot import Snapshot
+from p2pcache.core.snapshot import FileEntry, Snapshot
+from p2pcache.engine import downloads as downloads_module
 from p2pcache.engine import rooms as rooms_module
 from p2pcache.engine import space as space_module
 from p2pcache.engine.downloads import FINAL_STATES, Job, JobOrder, JobState
 from p2pcache.engine.evictor import limit_space
+from p2pcache.engine.holds import Room
 from p2pcache.engine.librarian import Resolved
 from p2pcache.errors import NotFoundError, ProtectedError, StoreError, StoreFullError
 from p2pcache.store.catalogue import RefRow, SnapshotRow
@@ -212,17 +214,32 @@ async def test_two_pulls_that_fit_one_by_one_do_not_both_begin(
     second = await engine.pull(B)
     assert isinstance(second.error, StoreFullError)
     assert "in use" in str(second.error)
-    _, weights = await engine.find(A, "model.bin")
+    # Whoever cancels one for the other need not wait.
     await engine.downloads.cancel(first.id)
     hub.set_faults()
-    is_busy = engine.cache.space.holds.is_busy
-    await eventually(lambda: not is_busy(weights.digest), "the first has wound up")
     await pull(engine, B)
+
+
+async def test_files_that_a_job_has_not_begun_are_reserved(
+    make_cache: MakeCache, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room that no file takes yet is promised; the sentence says so."""
+    monkeypatch.setattr(downloads_module, "FILES_AT_ONCE_MAX", 1)
+    engine = await make_cache(quota_bytes=ONE_AND_A_HALF)
+    await engine.find(A, "config.json")
+    await engine.find(B, "config.json")
+    hub.set_faults(hang_after_bytes=0, paths=f"{A}/config.json")
+    first = start(engine, A)
+    await eventually(lambda: first.state is JobState.DOWNLOADING, "the first begins")
+    second = await engine.pull(B, include=("model.bin",))
+    assert f"{WEIGHTS_BYTES:,} are reserved for other downloads" in str(second.error)
+    await engine.downloads.cancel(first.id)
 
 
 async def test_reserved_room_is_not_counted_twice(make_cache: MakeCache, hub: Hub) -> None:
     """What the disk gave for an open file, and what a job still waits for, are one model."""
-    engine = await make_cache(quota_bytes=2 * MODEL_BYTES)
+    # The records of files that are being filled take a block each.
+    engine = await make_cache(quota_bytes=2 * MODEL_BYTES + 8 * SMALL_BYTES)
     await engine.find(A, "config.json")
     hub.set_faults(hang_after_bytes=CHUNK_BYTES, paths=f"{A}/model.bin")
     first = start(engine, A)
@@ -240,7 +257,7 @@ async def test_pull_goes_on_from_a_partial_that_fills_the_quota(
     make_cache: MakeCache, hub: Hub
 ) -> None:
     """What an earlier run reserved is not evicted for its own sake, and needs no second room."""
-    engine = await make_cache(quota_bytes=MODEL_BYTES + 2 * SMALL_BYTES)
+    engine = await make_cache(quota_bytes=MODEL_BYTES + 4 * SMALL_BYTES)
     await engine.find(A, "config.json")
     hub.set_faults(hang_after_bytes=2 * CHUNK_BYTES, paths=f"{A}/model.bin")
     job = start(engine, A)
@@ -252,6 +269,46 @@ async def test_pull_goes_on_from_a_partial_that_fills_the_quota(
     again = await engine.pull(A)
     assert (again.state, again.error) == (JobState.DONE, None)
     assert engine.downloads.count_bytes(again)["disk"] >= 2 * CHUNK_BYTES
+
+
+async def test_file_that_came_while_room_was_made_is_not_fetched_again(
+    make_cache: MakeCache, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever waited for an eviction looks again before a byte is asked for."""
+    engine = await make_cache()
+    make, waiting = engine.cache.space.rooms.make, [A]
+
+    async def make_slowly(snapshot_id: SnapshotId, entries: Iterable[FileEntry]) -> Room:
+        if waiting:
+            await pull(engine, waiting.pop())
+        return await make(snapshot_id, entries)
+
+    monkeypatch.setattr(engine.cache.space.rooms, "make", make_slowly)
+    assert await engine.read(A, "model.bin") == CONTENTS["a"]
+    assert hub.stats.path_bytes[f"{A}/model.bin"] == WEIGHTS_BYTES
+
+
+async def test_pull_of_a_model_that_was_evicted_before_it_was_held_is_whole(
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Done means listed and linked, whatever went between the first look and the room."""
+    engine = await make_cache()
+    await pull(engine, A)
+    space, snapshot_id = engine.cache.space, await find_id(engine, A)
+    make, evicted = space.rooms.make, [snapshot_id]
+
+    async def make_late(snapshot_id: SnapshotId, entries: Iterable[FileEntry]) -> Room:
+        if evicted:
+            await space.remove(evicted.pop())
+        return await make(snapshot_id, entries)
+
+    monkeypatch.setattr(space.rooms, "make", make_late)
+    job = await engine.pull(A)
+    assert (job.state, job.error) == (JobState.DONE, None)
+    assert job.path is not None
+    assert (Path(job.path) / "model.bin").read_bytes() == CONTENTS["a"]
+    assert await list_models(engine) == [A]
+    await check_consistent(engine)
 
 
 async def test_idle_partial_goes_with_its_snapshot(make_cache: MakeCache, hub: Hub) -> None:
@@ -716,3 +773,44 @@ async def test_store_is_looked_after_again_after_a_failure(
     monkeypatch.setattr(engine.cache.space, "look", fail)
     await engine.cache.space.open()
     await eventually(lambda: looks > 2, "more looks")
+
+
+class KilledError(Exception):
+    """Stands for SIGKILL: nothing of ours handles it."""
+
+
+async def test_eviction_that_is_killed_at_any_name_leaves_nothing_that_gc_does_not_clean(
+    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the n-th unlink, for all n: no row without a file, and after gc no trace."""
+    unlink, count = Path.unlink, 0
+    for killed_at in range(100):
+        engine = await make_cache(f"n{killed_at}")
+        await pull(engine, A, B)
+        snapshot_id, count = await find_id(engine, A), 0
+
+        def unlink_or_die(path: Path, missing_ok: bool = False, killed_at: int = killed_at) -> None:
+            nonlocal count
+            count += 1
+            if count > killed_at:
+                raise KilledError
+            unlink(path, missing_ok=missing_ok)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "unlink", unlink_or_die)
+            try:
+                await engine.cache.space.remove(snapshot_id)
+            except KilledError:
+                is_over = False
+            else:
+                is_over = True
+        await list_models(engine)
+        engine = await reopen(make_cache, engine)
+        await engine.cache.space.gc(is_dry_run=False)
+        await check_consistent(engine)
+        assert B in await list_models(engine)
+        if is_over:
+            assert await list_models(engine) == [B]
+            break
+        await engine.close()
+    assert 8 < count < 100

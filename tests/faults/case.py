@@ -168,6 +168,7 @@ class Lab:
         )
         if bay.cut is not None:
             seam.cut = bay.cut
+        seam.lacking = operation.lacks
         seam.install()
         if self._has_vfs:
             vfs.install(seam)

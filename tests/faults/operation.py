@@ -34,6 +34,7 @@ class Operation:
         doubtful: Blobs whose partial holds wrong bytes until the proof.
         damaged: Blobs that are wrong on the disk until the operation has mended them.
         settings: Of the daemon, by their names.
+        lacks: System calls that the file system does not have.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Operation:
     doubtful: frozenset[str] = frozenset()
     damaged: frozenset[str] = frozenset()
     settings: Mapping[str, str] = field(default_factory=dict)
+    lacks: frozenset[str] = frozenset()
 
 
 async def _nothing(_: Bench) -> None:
@@ -108,7 +110,23 @@ def _list_fetching() -> list[Operation]:
             pinned=(MODEL,),
             wanted=(*_BOTH, TUNED),
         ),
+        Operation(
+            "dedup-plain",
+            "pulled",
+            _pull_tuned,
+            promised=_BOTH,
+            pinned=(MODEL,),
+            wanted=(*_BOTH, TUNED),
+            lacks=frozenset({"link", "posix_fallocate", "copy_file_range"}),
+        ),
         Operation("import", "cached", _adopt, wanted=(WANTED,)),
+        Operation(
+            "import-copy",
+            "cached",
+            _adopt,
+            wanted=(WANTED,),
+            lacks=frozenset({"link", "ioctl"}),
+        ),
         Operation("import-bundle", "bundled", _take_in),
     ]
 

@@ -10,6 +10,7 @@ Source: SQLite's "fail at the n-th call, for all n"; libtorrent's test_error_han
 from __future__ import annotations
 
 import builtins
+import errno
 import fcntl
 import functools
 import io
@@ -127,6 +128,8 @@ class Seam:
         self.sites: list[tuple[Group, str]] = []
         # What a power cut does; set by who has a disk to cut from.
         self.cut: Callable[[], None] = lambda: None
+        # What the file system cannot do: these calls say so, and are no points.
+        self.lacking: frozenset[str] = frozenset()
         # Mutations leave calls out: (name, kind of file) → whether.
         self.is_left_out: Callable[[str, str], bool] = lambda name, kind: False
         self._root = str(root)
@@ -206,6 +209,8 @@ class Seam:
             kind = self._find(shape, args, kwargs)
             if kind is None:
                 return real(*args, **kwargs)
+            if name in self.lacking:
+                raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
             if self.is_left_out(name, kind):
                 return None
             torn = functools.partial(_write_half, name, real, args) if is_write else None

@@ -77,6 +77,7 @@ def test_adopted_cache_adds_nothing_and_is_served_to_peers_without_the_hub(
     assert (job["skipped"], job["bytes_done"]) == ([], model_bytes)
     assert hub.stats()["body_bytes"] == 0
     added = measure_disk(cache, a.store) - before - empty
+    print(f"{added:,} bytes more for {before:,}")
     assert added < before / 100, f"{added:,} bytes more for {before:,}"
     hub.stop()
 
@@ -145,7 +146,7 @@ def test_kill_in_the_middle_of_an_import_leaves_the_cache_and_goes_on(
     cache = download(hub, tmp_path / "client")
     before = {path: path.read_bytes() for path in cache.rglob("*") if path.is_file()}
     a = make_daemon("a", upstream=hub.url).start()
-    for files_done in range(len(SMALL_FILES)):
+    for files_done in range(0, len(SMALL_FILES), 2):
         client = ImportClient(a.local, a.store)
         started = client.start(cache)
         wait_until(

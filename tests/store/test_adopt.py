@@ -501,6 +501,89 @@ def test_adopt_without_descriptors_is_our_own_failure(
         adopt(store, order)
 
 
+@pytest.mark.parametrize("call", ["mkdir", "rename", "ioctl"])
+def test_adopt_failing_disk_of_ours_is_a_store_error(
+    store: FileBlobStore, source: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Every step that is ours to do; nothing has a name then, and the file is untouched."""
+    order = make_order(source, SAMPLE.blob)
+    if call == "ioctl":
+        forbid_links(monkeypatch)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl if call == "ioctl" else os, call, fail)
+        with pytest.raises(StoreError):
+            adopt(store, order)
+    assert list(store.iter_blobs()) == []
+    assert list_staging(store) == []
+    assert source.stat().st_nlink == 1
+
+
+def test_adopt_copy_that_cannot_be_made_is_refused(
+    store: FileBlobStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A source that fails while it is copied, or ends early, is named; nothing stays."""
+    forbid_links(monkeypatch)
+    outcome: list[object] = [OSError(errno.EIO, os.strerror(errno.EIO)), 0]
+
+    def copy(*_: object) -> int:
+        made = outcome.pop(0)
+        if isinstance(made, OSError):
+            raise made
+        return 0
+
+    monkeypatch.setattr(os, "copy_file_range", copy)
+    for reason in ("cannot be copied", "shorter"):
+        with pytest.raises(RefusedFile, match=reason):
+            adopt(store, make_order(source, SAMPLE.blob))
+        assert list_staging(store) == []
+
+
+def test_adopt_stopped_while_it_is_copied_leaves_nothing(
+    store: FileBlobStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first byte is hashed."""
+    forbid_links(monkeypatch)
+    with pytest.raises(StoppedAdoption):
+        adopt(store, make_order(source, SAMPLE.blob), Watch(stops_after=0))
+    assert list_staging(store) == []
+
+
+def test_sweep_staging_on_a_failing_disk_is_a_store_error(
+    store: FileBlobStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon says so at start."""
+    store.path_of(OTHER.blob).parent.mkdir()
+    store.mark_foreign(OTHER.blob)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "unlink", fail)
+    with pytest.raises(StoreError):
+        sweep_staging(store)
+
+
+def test_claim_foreign_leaves_what_is_not_a_file_of_ours(
+    store: FileBlobStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link to somebody's file, and a disk that takes no modes, stay foreign."""
+    adopt(store, make_order(source, SAMPLE.blob))
+    with monkeypatch.context() as patch:
+        for call in ("chmod", "fchmod"):
+            patch.setattr(os, call, lambda *_: None)
+        assert not store.claim_foreign(SAMPLE.blob, is_public=True)
+    assert store.is_foreign(SAMPLE.blob)
+    store.discard(SAMPLE.blob, partial_only=False)
+    forbid_links(monkeypatch)
+    adopt(store, make_order(source, SAMPLE.blob), Watch(room_bytes=0))
+    assert not store.claim_foreign(SAMPLE.blob, is_public=True)
+    assert stat.S_IMODE(source.stat().st_mode) == 0o644
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_adopt_no_room_for_a_name_is_store_full(
     store: FileBlobStore, source: Path, monkeypatch: pytest.MonkeyPatch, number: int

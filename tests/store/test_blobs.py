@@ -76,6 +76,7 @@ def test_publish_makes_bytes_durable_before_the_name(
         "fdatasync sha256-HEX",
         "pwrite sha256-HEX.have",
         "fdatasync sha256-HEX.have",
+        "fsync partial",
         "fchmod sha256-HEX",
         "fsync sha256-HEX",
         "rename sha256-HEX HEX",

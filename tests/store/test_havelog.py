@@ -8,6 +8,9 @@ Source: store/havelog.py; docs/reference/store-layout.md.
 
 from __future__ import annotations
 
+import struct
+import zlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,11 +20,14 @@ from p2pcache.store.havelog import (
     RECORD_SIZE_BYTES,
     Kind,
     Record,
+    find_layout,
     header_to_bytes,
     iter_records,
 )
 
 LAYOUT = Layout(10 * CHUNK_SIZE_BYTES)
+# Boundaries of its own: chunks of 5, 5, 7 bytes and 4 MiB.
+CUT = Layout.from_spans(17 + CHUNK_SIZE_BYTES, [(5, 2), (7, 1), (CHUNK_SIZE_BYTES, 1)])
 HEADER_SIZE_BYTES = len(header_to_bytes(LAYOUT))
 records_ = st.lists(
     st.builds(
@@ -106,3 +112,89 @@ def test_havelog_unknown_kind_ends_the_log() -> None:
 def test_havelog_any_bytes_after_the_header_never_fail(raw: bytes) -> None:
     """Whatever a disk returns is read without an exception."""
     assert len(list(iter_records(header_to_bytes(LAYOUT) + raw, LAYOUT))) <= 4
+
+
+# --- headers ---
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, CUT, Layout(0), Layout(1)])
+def test_havelog_header_says_the_layout(layout: Layout) -> None:
+    """What was written for a blob says how it is cut, records behind it or not."""
+    raw = header_to_bytes(layout)
+    assert find_layout(raw) == layout
+    assert find_layout(raw + Record(Kind.COMMIT).to_bytes()) == layout
+
+
+def test_havelog_headers_are_those_of_the_reference() -> None:
+    """Byte by byte, as docs/reference/store-layout.md says."""
+    fixed = b"P2PHAVE1" + struct.pack("<Q", LAYOUT.size_bytes) + b"fixed-4m" + bytes(8)
+    assert header_to_bytes(LAYOUT) == fixed
+    spans = struct.pack("<6I", 5, 2, 7, 1, CHUNK_SIZE_BYTES, 1)
+    assert header_to_bytes(CUT) == (
+        b"P2PHAVE2"
+        + struct.pack("<Q16s", CUT.size_bytes, CUT.name.encode())
+        + struct.pack("<II", len(spans), zlib.crc32(spans))
+        + spans
+    )
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, CUT])
+def test_havelog_torn_header_says_nothing(layout: Layout) -> None:
+    """Every byte of it counts."""
+    raw = header_to_bytes(layout)
+    for kept in range(len(raw)):
+        assert find_layout(raw[:kept]) is None
+        assert list(iter_records(raw[:kept], layout)) == []
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, CUT])
+@given(data=st.data())
+def test_havelog_header_with_a_flipped_bit_never_says_another_layout(
+    layout: Layout, data: st.DataObject
+) -> None:
+    """A bit that flipped in a size, a name or a span is not believed."""
+    raw = bytearray(header_to_bytes(layout))
+    place = data.draw(st.integers(0, len(raw) - 1))
+    raw[place] ^= 1 << data.draw(st.integers(0, 7))
+    found = find_layout(bytes(raw))
+    # A size has no checksum; one of the fixed layout is that of a blob of another size.
+    assert found is None or (layout is LAYOUT and 8 <= place < 16)
+    assert found != layout
+    assert list(iter_records(bytes(raw) + Record(Kind.CHUNK).to_bytes(), layout)) == []
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        b"",
+        struct.pack("<II", 5, 2),
+        struct.pack("<II", 0, 2),
+        struct.pack("<II", CHUNK_SIZE_BYTES, 10),
+        struct.pack("<II", 1, 1 << 31),
+        struct.pack("<I", 5),
+    ],
+)
+def test_havelog_spans_that_make_no_layout_say_nothing(spans: bytes) -> None:
+    """With a right checksum, and still not ours."""
+    head = b"P2PHAVE2" + struct.pack("<Q16s", LAYOUT.size_bytes, b"tensor-123456789")
+    raw = head + struct.pack("<II", len(spans), zlib.crc32(spans)) + spans
+    assert find_layout(raw) is None
+
+
+@given(st.binary(max_size=100))
+def test_havelog_any_header_is_read_or_left(raw: bytes) -> None:
+    """Whatever a disk returns."""
+    for head in (raw, b"P2PHAVE1" + raw, b"P2PHAVE2" + raw):
+        found = find_layout(head)
+        assert found is None or head.startswith(header_to_bytes(found))
+
+
+@given(records_)
+def test_havelog_records_behind_spans_are_read_back(records: list[Record]) -> None:
+    """A longer header moves the records, and bounds their indexes by its own chunks."""
+    kept = [record for record in records if record.chunk_index < CUT.chunk_count]
+    assert list(iter_records(write_log(kept, CUT), CUT)) == kept
+    assert list(iter_records(write_log(kept, CUT), LAYOUT)) == []
+    assert list(iter_records(write_log(kept, CUT), Layout(CUT.size_bytes))) == []
+    outside = Record(Kind.CHUNK, CUT.chunk_count)
+    assert list(iter_records(write_log([*kept, outside], CUT), CUT)) == kept

@@ -346,6 +346,65 @@ def test_read_stops_in_a_folder_without_end(
     assert "the rest was not read" in found.skipped[str(foreign.root)]
 
 
+def test_read_file_list_without_end_is_not_used(
+    foreign: ForeignCache, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No client writes such a list."""
+    monkeypatch.setattr(hfcache, "LISTING_BYTES_MAX", 100)
+    foreign.add(repository, keeps_list=True)
+    found = read_cache(foreign.root, NOWHERE)
+    assert only(found).listing is None
+    assert len(found.skipped) == 1
+
+
+def test_read_file_that_is_too_large_is_named(
+    foreign: ForeignCache, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond what a layout can say."""
+    monkeypatch.setattr(hfcache, "BLOB_SIZE_BYTES_MAX", 1000)
+    foreign.add(repository)
+    found = read_cache(foreign.root, NOWHERE)
+    assert set(only(found).files) == set(FILES) - {"model.safetensors"}
+    assert any("larger" in reason for reason in found.skipped.values())
+
+
+def test_read_attributes_that_cannot_be_read_are_the_default(
+    foreign: ForeignCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file itself is refused later, with the reason."""
+    attributes = {".gitattributes": b"*.txt filter=lfs\n"}
+    foreign.add(Repository("org/model", {**FILES, **attributes}), style="copies")
+
+    def fail(path: str, flags: int) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(hfcache, "_open_quickly", fail)
+    assert "*.safetensors" in only(read_cache(foreign.root, NOWHERE)).patterns
+    monkeypatch.undo()
+    monkeypatch.setattr(hfcache, "ATTRIBUTES_BYTES_MAX", 3)
+    assert "*.safetensors" in only(read_cache(foreign.root, NOWHERE)).patterns
+
+
+def test_read_repository_through_a_link_of_another_name(
+    foreign: ForeignCache, repository: Repository, tmp_path: Path
+) -> None:
+    """What the link leads to has the name then."""
+    foreign.add(repository)
+    (tmp_path / "favourite").symlink_to(foreign.folder_of(repository))
+    assert names_of(only(read_cache(tmp_path / "favourite", NOWHERE))) == etags_of(repository)
+
+
+def test_read_closed_folder_inside_a_repository_is_named(foreign: ForeignCache) -> None:
+    """Its refs and blobs are read all the same."""
+    repository = Repository("org/model", FILES)
+    foreign.add(repository)
+    folder = foreign.folder_of(repository)
+    with as_nobody(foreign.root, folder / "snapshots"):
+        found = read_cache(foreign.root, NOWHERE)
+    assert (found.snapshots, len(found.blobs)) == ([], len(FILES))
+    assert found.skipped == {"models--org--model/snapshots": "permission denied"}
+
+
 def test_read_folder_that_may_not_be_read_is_named(foreign: ForeignCache) -> None:
     """One closed repository does not hide the others."""
     for name in ("org/closed", "org/open"):

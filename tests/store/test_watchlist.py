@@ -15,14 +15,17 @@ from p2pcache.store.watchlist import WatchRow
 
 
 def test_watchlist_survives_reopening_and_keeps_the_first_time(tmp_path: Path) -> None:
-    """A folder is on the list once, since it was first put there, until it is taken away."""
+    """A folder is on the list once, since it was first put there, with the newest word on it."""
     index = Index(tmp_path / "index.sqlite")
     index.watchlist.put(WatchRow(Path("/b"), 2.0))
     index.watchlist.put(WatchRow(Path("/a"), 3.0))
-    index.watchlist.put(WatchRow(Path("/b"), 4.0))
+    index.watchlist.put(WatchRow(Path("/b"), 4.0, is_public=True))
     index.close()
     index = Index(tmp_path / "index.sqlite")
-    assert index.watchlist.list_all() == [WatchRow(Path("/b"), 2.0), WatchRow(Path("/a"), 3.0)]
+    assert index.watchlist.list_all() == [
+        WatchRow(Path("/b"), 2.0, is_public=True),
+        WatchRow(Path("/a"), 3.0),
+    ]
     assert index.watchlist.remove(Path("/b"))
     assert not index.watchlist.remove(Path("/b"))
     assert index.watchlist.list_all() == [WatchRow(Path("/a"), 3.0)]
