@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 # Everything is looked at so often: disks lose bits over months, and a week's read of all of it is
 # nothing to them (ZFS and RAID arrays are scrubbed weekly to monthly).
 CHECK_INTERVAL_S = 7 * 86_400.0
-# In the background: a fifth of a hard disk's reads, a hundredth of one core for the hashes, 20 TB
+# In the background: a fifth of a hard disk's reads, two hundredths of one core, 20 TB
 # a week. A larger store is read faster, so that a week is enough.
 CHECK_RATE_BPS = 32 * 1024 * 1024
 # Whether something is due, or can be healed, is asked so often.

@@ -44,6 +44,7 @@ class ActiveFetch:
         self.is_open = asyncio.Event()
         # Jobs that wait for it; with a reader, or once one was here, it goes on without them.
         self.job_count = 0
+        self.waiting_count = 0
         self.had_reader = False
         self.is_stopping = False
         self._clock = clock
@@ -158,7 +159,7 @@ class Fetches:
             if active is None:
                 active = self._begin(snapshot, entry, credentials, is_public=is_public)
             if not active.is_stopping:
-                await active.wait_open()
+                await self._wait_open(active)
             if not active.is_stopping:
                 break
             # Everybody left it; it winds up first, for two must not fill one file.
@@ -167,6 +168,19 @@ class Fetches:
         if is_public and not order.is_public:
             active.fetch.state.order = replace(order, is_public=True)
         return active
+
+    async def _wait_open(self, active: ActiveFetch) -> None:
+        """Wait for the file; a fetch that everybody left before it was open is not wanted."""
+        active.waiting_count += 1
+        try:
+            await active.wait_open()
+        except asyncio.CancelledError:
+            is_wanted = active.waiting_count > 1 or active.job_count or active.had_reader
+            if not is_wanted:
+                active.stop()
+            raise
+        finally:
+            active.waiting_count -= 1
 
     def _begin(
         self, snapshot: Snapshot, entry: FileEntry, credentials: Credentials, *, is_public: bool

@@ -58,6 +58,8 @@ class Holds:
         self.busy_checks: list[Callable[[BlobDigest], bool]] = []
         # Told when a room was closed: what it was for is here, or is not wanted.
         self.on_closed: Callable[[], None] = lambda: None
+        # How many holds have ended: what could not go a moment ago may go by now.
+        self.ended_count = 0
         self._snapshots: Counter[SnapshotId] = Counter()
         self._rooms: set[Room] = set()
 
@@ -113,6 +115,7 @@ class Holds:
         self._snapshots[snapshot_id] += 1
 
     def _let_go(self, snapshot_id: SnapshotId) -> None:
+        self.ended_count += 1
         self._snapshots[snapshot_id] -= 1
         if not self._snapshots[snapshot_id]:
             del self._snapshots[snapshot_id]

@@ -105,8 +105,11 @@ class Rooms:
             StoreError: The disk failed.
         """
         async with self._lock:
-            for _ in range(PLANS_MAX):
-                if (await self._measure_lack(room)).is_none or await self._evict_for(room):
+            for plans_left in reversed(range(PLANS_MAX)):
+                is_last = plans_left == 0
+                if (await self._measure_lack(room)).is_none or await self._evict_for(
+                    room, is_last=is_last
+                ):
                     room.is_granted = True
                     return
             raise await self._refuse(room, "others need what could be evicted; ask again")
@@ -122,20 +125,24 @@ class Rooms:
         under = figures.floor_bytes + need.all_bytes - figures.disk_free
         return _Lack(max(0, over), max(0, under))
 
-    async def _evict_for(self, room: Room) -> bool:
+    async def _evict_for(self, room: Room, *, is_last: bool) -> bool:
         """
-        Evict what a room needs; returns whether it fits then. If not, another plan may do it.
+        Evict what a room needs; returns whether it fits then. If not, another plan may do it,
+        unless this is the last one.
 
         Raises:
             StoreFullError: None would.
         """
+        ended_count = self._holds.ended_count
         survey = await self._evictor.survey()
         need = await self._measure_need(room)
         limits = limit_space(await self._gauge.read(), survey)
         plan = plan_eviction(survey.view, limits, need_bytes=need.all_bytes)
         if plan.bytes_short:
-            if await self._holds.wait_winding_up():
-                return False  # what a cancelled download leaves may go
+            # What a download that was cancelled leaves may go, once it has wound up.
+            is_changing = await self._holds.wait_winding_up()
+            if not is_last and (is_changing or self._holds.ended_count != ended_count):
+                return False
             raise await self._refuse(room, f"{plan.bytes_short:,} cannot be had", survey)
         done = await self._evictor.apply(plan, survey)
         loop = asyncio.get_running_loop()

@@ -55,6 +55,8 @@ class FileBlobStore:
         self.root = root
         self._blobs = root / "blobs"
         self._partial = root / "partial"
+        # Partials whose record outlived a failed sync, on a disk that failed altogether.
+        self._uncleared: set[BlobDigest] = set()
         for folder in (self._blobs / "sha256", self._blobs / "gitsha1", self._partial):
             try:
                 folder.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -78,9 +80,16 @@ class FileBlobStore:
     def open_partial(self, blob: BlobDigest, layout: Layout) -> FilePartial:
         """Continue or begin to fill a blob. See BlobStore.open_partial."""
         path, record_path = self._partial_path(blob), self._record_path(blob)
+        if blob in self._uncleared:
+            self.discard(blob)
+            self._uncleared.discard(blob)
         is_new = not path.exists()
+
+        def note_uncleared() -> None:
+            self._uncleared.add(blob)
+
         try:
-            return FilePartial(path, record_path, blob, layout)
+            return FilePartial(path, record_path, blob, layout, on_uncleared=note_uncleared)
         except Exception:
             if is_new:
                 self.discard(blob)

@@ -96,7 +96,7 @@ def iter_records(raw: bytes, layout: Layout) -> Iterator[Record]:
     blob's or layout's.
     """
     header = header_to_bytes(layout)
-    if False:
+    if not raw.startswith(header):
         return
     for start in range(len(header), len(raw) - RECORD_SIZE_BYTES + 1, RECORD_SIZE_BYTES):
         piece = raw[start : start + RECORD_SIZE_BYTES]

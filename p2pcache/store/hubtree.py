@@ -11,7 +11,9 @@ Source: huggingface_hub's cache layout and tree cache format 1; docs/reference/s
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
 import os
 import shutil
 import threading
@@ -22,10 +24,14 @@ from pathlib import Path
 from p2pcache.core.refs import RepoId, SnapshotId
 from p2pcache.core.snapshot import FileEntry, Snapshot
 from p2pcache.errors import InputError
-from p2pcache.store.disk import store_error, sync_directory
+from p2pcache.store.disk import store_error, sync_directory, try_set_mode
 from p2pcache.store.home import write_file_atomically
 from p2pcache.store.repofolder import PathOf, RepoFolder
 
+log = logging.getLogger(__name__)
+
+# What symlink(2) says of file systems that have none.
+_NO_SYMLINK_ERRNOS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 _KIND_FOLDERS = {"models": "models", "datasets": "datasets", "spaces": "spaces"}
 
 
@@ -35,6 +41,7 @@ class HubTree:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lock = threading.Lock()
+        self._has_no_links = False
         # What was published since the start: a leftover may be needed again by what came after.
         self._change_counts: Counter[RepoId] = Counter()
         self._modes: dict[RepoId, int] = {}
@@ -59,7 +66,7 @@ class HubTree:
             self._modes[repo] = 0o755 if is_public else 0o700
             self._begin_change(repo)
             path.mkdir(parents=True, exist_ok=True)
-            path.chmod(self._modes[repo])
+            try_set_mode(path, self._modes[repo])
 
     def _begin_change(self, repo: RepoId) -> None:
         """Count a change; make the folder again if it was empty, and went, since it was opened."""
@@ -67,7 +74,7 @@ class HubTree:
         path, mode = self.repo_path(repo), self._modes.get(repo)
         if mode is not None and not path.exists():
             path.mkdir(parents=True, mode=mode)
-            path.chmod(mode)
+            try_set_mode(path, mode)
 
     def publish_tree(self, snapshot: Snapshot) -> None:
         """
@@ -96,7 +103,20 @@ class HubTree:
         """
         with self._lock, _translating_errors(blob_path):
             self._begin_change(snapshot_id.repo)
-            self._link_file(snapshot_id, entry, blob_path)
+            try:
+                self._link_file(snapshot_id, entry, blob_path)
+            except _NoLinksError:
+                self._note_no_links()
+
+    def _note_no_links(self) -> None:
+        """Say once that there is no tree here; the gateway serves the files all the same."""
+        if not self._has_no_links:
+            self._has_no_links = True
+            log.warning(
+                "the file system of %s has no links: no program can read models from there; let "
+                "it ask the daemon, with HF_ENDPOINT",
+                self.root,
+            )
 
     def _link_file(self, snapshot_id: SnapshotId, entry: FileEntry, blob_path: Path) -> None:
         repo = self.repo_path(snapshot_id.repo)
@@ -109,7 +129,7 @@ class HubTree:
         if not (link.is_symlink() and os.readlink(link) == target):
             temporary = link.with_name(f".{os.getpid()}.link")
             temporary.unlink(missing_ok=True)
-            temporary.symlink_to(target)
+            _make_symlink(temporary, target)
             temporary.rename(link)
 
     def withdraw_file(self, snapshot_id: SnapshotId, entry: FileEntry, blob_path: Path) -> bool:
@@ -233,6 +253,19 @@ def _tree_entry(entry: FileEntry) -> dict[str, object]:
     }
 
 
+class _NoLinksError(OSError):
+    """A file system has neither hard nor symbolic links."""
+
+
+def _make_symlink(link: Path, target: str) -> None:
+    try:
+        link.symlink_to(target)
+    except OSError as error:
+        if error.errno in _NO_SYMLINK_ERRNOS:
+            raise _NoLinksError(*error.args) from error
+        raise
+
+
 def _replace_link(link: Path, blob_path: Path) -> None:
     """
     Make link the same file as blob_path: hard, or symbolic where hard links fail, and where the
@@ -244,7 +277,7 @@ def _replace_link(link: Path, blob_path: Path) -> None:
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     if blob_path.is_symlink() or not _try_link(blob_path, temporary):
-        temporary.symlink_to(os.path.relpath(blob_path, link.parent))
+        _make_symlink(temporary, os.path.relpath(blob_path, link.parent))
     temporary.rename(link)
 
 

@@ -14,7 +14,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from p2pcache.core.bitfield import Bitfield
@@ -68,9 +68,25 @@ def _from_tag(tag: bytes) -> str:
 class FilePartial:
     """A partial blob in a file. Implements PartialBlob; see there for concurrency."""
 
-    def __init__(self, path: Path, record_path: Path, blob: BlobDigest, layout: Layout) -> None:
+    def __init__(
+        self,
+        path: Path,
+        record_path: Path,
+        blob: BlobDigest,
+        layout: Layout,
+        *,
+        on_uncleared: Callable[[], None] = lambda: None,
+    ) -> None:
         """
         Open or create both files and recover what they hold.
+
+        Args:
+            path: The bytes.
+            record_path: The have-record.
+            blob: Which.
+            layout: How it is cut.
+            on_uncleared: Called when a sync failed and the record could not be emptied either: it
+                must not be believed at the next open.
 
         Raises:
             StoreFullError: No room for the blob.
@@ -89,6 +105,7 @@ class FilePartial:
         self._sources: dict[int, str] = {}
         self._prefixes: dict[int, int] = {}
         self._is_poisoned = False
+        self._on_uncleared = on_uncleared
         # Whether the two names are durable; those of files that were there before are.
         self._is_named = path.exists() and record_path.exists()
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -140,7 +157,8 @@ class FilePartial:
         """Start the log anew with what was recovered, so that it stays short and clean."""
         if not self._have and not self._prefixes:
             os.ftruncate(self._record_fd, 0)
-            os.pwrite(self._record_fd, self._header, 0)
+            os.lseek(self._record_fd, 0, os.SEEK_SET)
+            write_all(self._record_fd, self._header)
             return
         lines = [self._header]
         for index in self._have:
@@ -404,8 +422,10 @@ class FilePartial:
         what can be read proves nothing, and a second sync succeeds without having written.
         """
         self._is_poisoned = True
-        with contextlib.suppress(OSError):
+        try:
             os.ftruncate(self._record_fd, 0)
+        except OSError:
+            self._on_uncleared()
 
     def close(self) -> None:
         """Close both files; the partial stays on disk. Safe to call twice."""

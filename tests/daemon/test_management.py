@@ -120,7 +120,7 @@ async def test_download_of_a_gated_model_uses_and_hides_its_token(served: Served
 async def test_download_can_be_cancelled(served: Served, hub: Hub) -> None:
     """DELETE ends a job; again it changes nothing; an unknown one is 404."""
     await served.engine.find(REPO, "config.json")
-    hub.set_faults(hang_after_bytes=CHUNK_BYTES, paths=f"{REPO}/model.safetensors")
+    hub.set_faults(hang_after_bytes=CHUNK_BYTES, paths=f"{REPO}/pytorch_model.bin")
     job_id = (await served.change(f"{BASE}/downloads", body={"model": REPO})).json["id"]
     reply = await served.change(f"{BASE}/downloads/{job_id}", "DELETE")
     assert (reply.status, reply.json["state"]) == (200, "cancelled")
@@ -236,7 +236,7 @@ async def test_residency_follows_a_model_on_its_way(served: Served, hub: Hub) ->
     path = f"{BASE}/residency/{REPO}"
     absent = (await served.ask(path)).json
     assert (absent["state"], absent["bytes_missing"]) == ("absent", MODEL_BYTES)
-    hub.set_faults(hang_after_bytes=2 * CHUNK_BYTES, paths=f"{REPO}/model.safetensors")
+    hub.set_faults(hang_after_bytes=2 * CHUNK_BYTES, paths=f"{REPO}/pytorch_model.bin")
     job_id = (await served.change(f"{BASE}/downloads", body={"model": REPO})).json["id"]
     await eventually(lambda: hub.stats.body_bytes >= 8 * CHUNK_BYTES, "some bytes")
     partial = (await served.ask(path)).json

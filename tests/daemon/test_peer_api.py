@@ -29,7 +29,7 @@ from tests.engine.fakepeer import sha256_name
 from tests.hub import Hub
 
 BLOB = sha256_name(WEIGHTS)
-SECRET = FILES["model.safetensors"] + b"secret"
+SECRET = FILES["pytorch_model.bin"] + b"secret"
 SECRET_BLOB = sha256_name(SECRET)
 RUNS = f"/v1/blobs/{BLOB}/chunks"
 
@@ -172,8 +172,8 @@ async def test_run_in_another_layout_is_409(stocked: Served) -> None:
 
 async def test_run_that_is_on_its_way_is_425_with_a_time(served: Served, hub: Hub) -> None:
     """Chunks in flight are announced, not missing."""
-    hub.set_faults(hang_after_bytes=2 * CHUNK_BYTES, paths=f"{REPO}/model.safetensors")
-    active = await served.engine.start_fetch(REPO, "model.safetensors")
+    hub.set_faults(hang_after_bytes=2 * CHUNK_BYTES, paths=f"{REPO}/pytorch_model.bin")
+    active = await served.engine.start_fetch(REPO, "pytorch_model.bin")
     state = active.fetch.state
     await eventually(lambda: len(state.have) >= 8, "two chunks of each run")
     held, coming = min(state.have), next(iter(state.intent))

@@ -17,9 +17,10 @@ from types import TracebackType
 from aiohttp import web
 
 from p2pcache.core.bitfield import Bitfield
+from p2pcache.core.chunktable import ChunkTable
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
-from p2pcache.core.messages import Exchange, Hello, SwarmEntry
+from p2pcache.core.messages import Exchange, Hello, SwarmEntry, table_to_json
 from p2pcache.core.verify import digest_of
 
 Tamper = Callable[[int, bytes], bytes]
@@ -36,6 +37,8 @@ class FakePeer:
         claim: Digest to name for every chunk in place of its own.
         swarm_body: Replaces the answer of an exchange.
         documents: Answers to other paths.
+        layouts: How it cuts blobs; every chunk's size where it does not say.
+        have: Which chunks it says it has of every blob; all of them if None.
         is_silent: Nothing is answered while set.
         hangs_runs: Requests for runs are not answered until it stops.
     """
@@ -50,6 +53,8 @@ class FakePeer:
         self.claim = ""
         self.swarm_body: bytes | None = None
         self.documents: dict[str, object] = {}
+        self.layouts: dict[BlobDigest, Layout] = {}
+        self.have: list[int] | None = None
         self.is_silent = False
         self.hangs_runs = False
         self.is_fetching = False
@@ -125,10 +130,26 @@ class FakePeer:
         entries = () if self.hides_blobs else tuple(map(self._entry, self.contents))
         return web.json_response(Exchange(self.hello, 1, entries).to_json())
 
+    def layout_of(self, blob: BlobDigest) -> Layout:
+        """Return how it cuts a blob."""
+        return self.layouts.get(blob) or Layout(len(self.contents[blob]))
+
+    def cut(self, content: bytes, layout: Layout) -> ChunkTable:
+        """Cut a blob in another way, and serve its table; returns it, to be tampered with."""
+        blob = sha256_name(content)
+        self.layouts[blob] = layout
+        table = ChunkTable(blob, layout)
+        for index in range(layout.chunk_count):
+            start, length = layout.span_of(index, index)
+            table.set(index, digest_of(content[start : start + length]))
+        self.documents[f"/v1/blobs/{blob}/table"] = table_to_json(table)
+        return table
+
     def _entry(self, blob: BlobDigest) -> SwarmEntry:
-        layout = Layout(len(self.contents[blob]))
+        layout = self.layout_of(blob)
         count = layout.chunk_count
-        return SwarmEntry(blob, layout.id, Bitfield.full(count), Bitfield(count), self.is_fetching)
+        have = Bitfield.of(count, range(count) if self.have is None else self.have)
+        return SwarmEntry(blob, layout.id, have, Bitfield(count), self.is_fetching)
 
     async def _run(self, request: web.Request) -> web.StreamResponse:
         first, last = (int(text) for text in request.match_info["run"].split("-"))
@@ -140,7 +161,7 @@ class FakePeer:
         if self.run_status != 200:
             return web.json_response({"error": "Refused"}, status=self.run_status)
         content = self.contents[BlobDigest.parse(request.match_info["digest"])]
-        layout = Layout(len(content))
+        layout = self.layout_of(sha256_name(content))
         chunks = []
         for index in range(first, last + 1):
             offset, length = layout.span_of(index, index)

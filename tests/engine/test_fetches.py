@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -229,3 +230,17 @@ async def test_after_follows_a_success_and_not_a_failure(engine: Engine, hub: Hu
     await eventually(lambda: stopped.is_done, "the end")
     await asyncio.sleep(0.01)
     assert done == ["linked"]
+
+
+async def test_fetch_that_everybody_left_before_it_was_open_stops(engine: Engine, hub: Hub) -> None:
+    """A job that is cancelled while the head is being read leaves no fetch behind."""
+    snapshot, entry = await engine.find(REPO, NAME)
+    entry = replace(entry, path="weights.safetensors")  # its head is looked at first
+    hub.set_faults(latency_s=30.0)
+    asking = asyncio.create_task(
+        engine.cache.fetches.start(snapshot, entry, ANONYMOUS, is_public=True)
+    )
+    await eventually(lambda: engine.cache.fetches.find(entry.digest), "the fetch begins")
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    await eventually(lambda: engine.cache.fetches.find(entry.digest) is None, "the fetch stops")

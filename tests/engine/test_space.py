@@ -210,7 +210,7 @@ async def test_two_pulls_that_fit_one_by_one_do_not_both_begin(
     await engine.find(B, "config.json")
     hub.set_faults(hang_after_bytes=0)
     first = start(engine, A)
-    await eventually(lambda: first.state is JobState.DOWNLOADING, "the first begins")
+    await eventually(lambda: len(first.running) == 2, "the first waits for both of its files")
     second = await engine.pull(B)
     assert isinstance(second.error, StoreFullError)
     assert "in use" in str(second.error)

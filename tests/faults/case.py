@@ -29,7 +29,7 @@ from tests.faults.mutation import MUTATIONS
 from tests.faults.operation import OPERATIONS, Operation
 from tests.faults.oracle import Finding, Oracle, Rule
 from tests.faults.promises import Promises
-from tests.faults.seam import ENDINGS, Action, Group, Plan, Seam
+from tests.faults.seam import ENDINGS, READS, Action, Group, Plan, Seam
 from tests.faults.stage import TORN_INDEX_NAME, Stages
 from tests.faults.strace import Tracer
 from tests.faults.world import CHUNK_BYTES, WORLD
@@ -119,7 +119,8 @@ class Lab:
         if case.plan.action is Action.COUNT:
             verdict.seconds = time.monotonic() - begun_s
             return verdict
-        promises = Promises.of(WORLD, operation.promised, operation.pinned)
+        kept = operation.pinned if _may_take_away(case) else operation.promised
+        promises = Promises.of(WORLD, kept, operation.pinned)
         promises.take_in(fault.messages)
         verdict.outcome = verdict.outcome or ("killed" if fault.was_killed else "it works")
         self._note_end(verdict, fault, is_ending=case.plan.action in ENDINGS)
@@ -194,11 +195,12 @@ class Lab:
                 bay.drain()
             seam.is_armed = seam.is_armed and not survives
 
-        if operation.covers_start:
+        # strace counts from the process's first sync, and for each thread anew.
+        if operation.covers_start or case.plan.action is Action.SYNC:
             await meet(lambda: self._open_and_act(operation, bay.site, channel))
             if survives:
                 _tell_findings(channel, _oracle(bay.site, operation).examine(is_settled=False))
-                if case.plan.action is not Action.SYNC:  # strace counts for each new thread anew
+                if case.plan.action is not Action.SYNC:
                     await self._open_and_act(operation, bay.site, channel)
             return
         async with open_bench(bay.site, self._hub_url, channel, operation.settings) as bench:
@@ -272,6 +274,11 @@ async def _attempt(act: Callable[[], Awaitable[None]], channel: Channel) -> None
     except Exception:
         text = f"another error than ours:\n{traceback.format_exc()}"
         _tell_findings(channel, [Finding(Rule.BEHAVIOUR, text)])
+
+
+def _may_take_away(case: Case) -> bool:
+    """A full disk evicts what is not pinned; what cannot be read is taken for damaged."""
+    return case.plan.action is Action.FILL or case.plan.scope == READS
 
 
 def _make_tracer(case: Case, bay: Bay) -> Tracer | None:

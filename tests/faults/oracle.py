@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import sqlite3
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -160,10 +159,9 @@ class Oracle:
         published = {}
         for path in sorted((self.root / "blobs").glob("*/*/*")):
             algorithm = path.parent.parent.name
-            status = path.lstat()
-            is_marker = path.name.endswith(_MARKER_SUFFIX)
-            if is_marker or not stat.S_ISREG(status.st_mode):
+            if path.name.endswith(_MARKER_SUFFIX) or not path.is_file():
                 continue
+            status = path.stat()  # a blob may be a link to somebody else's file
             published[f"{algorithm}:{path.name}"] = status
             content = path.read_bytes()
             blob = f"{algorithm}:{path.name}"

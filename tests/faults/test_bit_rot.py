@@ -30,18 +30,27 @@ LONG_ROUNDS, LONG_ERRORS = 100, 100
 IS_LONG = bool(os.environ.get("P2PCACHE_SLOW"))
 
 
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where everything of these tests is."""
+    return tmp_path_factory.mktemp("rot")
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Path:
     """The model's folder, below what the hub serves."""
-    return make_model(tmp_path / "models")
+    return make_model(folder / "models")
 
 
-@pytest.fixture
-def pair(tmp_path: Path, model: Path) -> Iterator[tuple[DaemonProcess, DaemonProcess]]:
-    """Two daemons that hold the model; the hub that gave it is stopped."""
-    with HubProcess(tmp_path / "models") as hub:
-        honest = DaemonProcess(tmp_path / "honest", upstream=hub.url).start()
-        rotten = DaemonProcess(tmp_path / "rotten", upstream=hub.url, peers=[honest.peer]).start()
+@pytest.fixture(scope="module")
+def pair(folder: Path, model: Path) -> Iterator[tuple[DaemonProcess, DaemonProcess]]:
+    """
+    Two daemons that hold the model; the hub that gave it is stopped. Each test ends with both
+    whole, so that they need to be filled once only.
+    """
+    with HubProcess(folder / "models") as hub:
+        honest = DaemonProcess(folder / "honest", upstream=hub.url).start()
+        rotten = DaemonProcess(folder / "rotten", upstream=hub.url, peers=[honest.peer]).start()
         try:
             for daemon in (honest, rotten):
                 result = daemon.pull(MODEL)

@@ -248,16 +248,18 @@ def test_room_that_cannot_be_reserved_is_an_error(
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP])
 def test_mode_that_a_file_system_cannot_keep_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+    open_file: OpenFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """FAT and some network shares have one mode for all files."""
-    path = tmp_path / "a"
-    path.write_bytes(b"")
-    monkeypatch.setattr(os, "chmod", fail_with(number))
-    try_set_mode(path, 0o400)
-    monkeypatch.setattr(os, "chmod", fail_with(errno.EIO))
-    with pytest.raises(OSError, match="Input/output"):
-        try_set_mode(path, 0o400)
+    fd = open_file(tmp_path / "a")
+    for file in (tmp_path / "a", fd):
+        for call in ("chmod", "fchmod"):
+            monkeypatch.setattr(os, call, fail_with(number))
+        try_set_mode(file, 0o400)
+        for call in ("chmod", "fchmod"):
+            monkeypatch.setattr(os, call, fail_with(errno.EIO))
+        with pytest.raises(OSError, match="Input/output"):
+            try_set_mode(file, 0o400)
 
 
 def test_mode_is_set_by_path_and_by_descriptor(open_file: OpenFile, tmp_path: Path) -> None:

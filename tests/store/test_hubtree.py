@@ -169,6 +169,25 @@ def test_hubtree_withdrawn_file_is_gone_for_offline_workers(tree: HubTree) -> No
     assert not (tree.repo_path(REPO) / "blobs" / entry.digest.hex).exists()
 
 
+def test_hubtree_where_there_are_no_links_says_so_once(
+    tree: HubTree, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file system with neither kind of link has listings and refs, and no files to open."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "symlink", refuse)
+    publish(tree)
+    publish(tree)
+    tree.publish_ref(REPO, "main", COMMIT)
+    assert caplog.text.count("has no links") == 1
+    assert tree.iter_refs(REPO) == [("main", COMMIT)]
+    assert not any(path.is_file() for path in tree.snapshot_path(ID).rglob("*"))
+    assert not list(tree.root.rglob(".*"))
+
+
 def test_hubtree_removed_links_harm_nothing(tree: HubTree) -> None:
     """Somebody who cleans the tree does not take our blobs along; publishing mends it."""
     publish(tree)

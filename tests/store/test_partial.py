@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 
 from p2pcache.core.layout import Layout
-from p2pcache.core.verify import digest_of
+from p2pcache.core.verify import VerifiedChunk, digest_of, verify_chunk
 from p2pcache.errors import StoreError, StoreFullError
 from p2pcache.store.blobs import FileBlobStore
+from p2pcache.store.disk import CopyPlace
 from p2pcache.store.havelog import RECORD_SIZE_BYTES, Kind, header_to_bytes, iter_records
-from p2pcache.store.partial import FilePartial
+from p2pcache.store.partial import LIKENESS_SOURCE, FilePartial
 from tests.samples import PEER_ID, Sample, make_sample
 
 HEADER_SIZE_BYTES = len(header_to_bytes(Layout(0)))
@@ -353,6 +354,311 @@ def test_partial_second_writer_of_a_chunk_waits_and_writes_nothing(
     assert_true_to_disk(partial)
 
 
+# --- layouts of its own ---
+
+CUT = Layout.of_starts(len(SAMPLE.content), [0, 100, 4196, 4200, 8296, 12392, 16488, 20584])
+
+
+@pytest.fixture
+def open_cut(tmp_path: Path) -> Iterator[Callable[[Layout], FilePartial]]:
+    """Open the sample's partial in any layout, as often as needed; all are closed at the end."""
+    opened: list[FilePartial] = []
+
+    def open_one(layout: Layout) -> FilePartial:
+        names = tmp_path / "data", tmp_path / "data.have"
+        opened.append(FilePartial(*names, SAMPLE.blob, layout))
+        return opened[-1]
+
+    yield open_one
+    for partial in opened:
+        partial.close()
+
+
+def chunk_of(layout: Layout, chunk_index: int) -> VerifiedChunk:
+    """Return one of the sample's chunks in a layout."""
+    offset, length = layout.span_of(chunk_index, chunk_index)
+    view = memoryview(SAMPLE.content)[offset : offset + length]
+    return verify_chunk(SAMPLE.blob, layout, chunk_index, view, expected=None, source_id="test")
+
+
+def test_partial_cut_at_tensors_is_recovered(open_cut: Callable[[Layout], FilePartial]) -> None:
+    """Chunks of any length, with their digests and sources; and a start of one."""
+    partial = open_cut(CUT)
+    for index in (0, 2, 4):
+        partial.put(chunk_of(CUT, index), PEER_ID)
+    partial.flush()
+    partial.put(chunk_of(CUT, 7), LIKENESS_SOURCE)
+    partial.put_prefix(1, memoryview(SAMPLE.content)[100:200], 0)
+    again = open_cut(CUT)
+    state = again.snapshot()
+    assert list(state.have) == [0, 2, 4, 7]
+    assert state.sources == {0: PEER_ID, 2: PEER_ID, 4: PEER_ID, 7: LIKENESS_SOURCE}
+    assert again.find_prefix_bytes(1) == 100
+    for index in state.have:
+        assert state.table.find(index) == chunk_of(CUT, index).digest
+
+
+@pytest.mark.parametrize("layouts", [(CUT, SAMPLE.layout), (SAMPLE.layout, CUT)])
+def test_partial_opened_in_another_layout_starts_anew(
+    open_cut: Callable[[Layout], FilePartial], layouts: tuple[Layout, Layout]
+) -> None:
+    """Chunk 3 of one layout is not chunk 3 of the other."""
+    before, after = layouts
+    partial = open_cut(before)
+    partial.put(chunk_of(before, 3), PEER_ID)
+    partial.flush()
+    again = open_cut(after)
+    assert held(again) == []
+    again.put(chunk_of(after, 1), PEER_ID)
+    again.flush()
+    assert held(open_cut(after)) == [1]
+    assert held(open_cut(before)) == []
+
+
+def test_store_says_how_an_idle_partial_is_cut(tmp_path: Path) -> None:
+    """And how many bytes it holds, whatever its layout; nothing of one that is not there."""
+    store = FileBlobStore(tmp_path)
+    assert store.find_layout(SAMPLE.blob) is None
+    partial = store.open_partial(SAMPLE.blob, CUT)
+    assert store.find_layout(SAMPLE.blob) == CUT
+    assert store.count_held_bytes(SAMPLE.blob) == 0
+    for index in (0, 1, 3):
+        partial.put(chunk_of(CUT, index), PEER_ID)
+    partial.forget([3])
+    partial.flush()
+    partial.close()
+    assert store.count_held_bytes(SAMPLE.blob) == 100 + 4096
+    store.partial_paths_of(SAMPLE.blob)[1].write_bytes(b"junk")
+    assert store.find_layout(SAMPLE.blob) is None
+    assert store.count_held_bytes(SAMPLE.blob) == 0
+
+
+# --- copies of chunks that other files have ---
+
+
+@pytest.fixture
+def donor(tmp_path: Path) -> Iterator[int]:
+    """A file with the sample's bytes, 77 bytes further on."""
+    path = tmp_path / "donor"
+    path.write_bytes(bytes(77) + SAMPLE.content)
+    fd = os.open(path, os.O_RDONLY)
+    yield fd
+    os.close(fd)
+
+
+def place_of(donor: int, chunk_index: int) -> CopyPlace:
+    """Return where the donor has a chunk."""
+    return CopyPlace(donor, 77 + SAMPLE.layout.offset_of(chunk_index))
+
+
+@pytest.mark.parametrize("is_promised", [True, False])
+@pytest.mark.parametrize("is_inside", [True, False], ids=["inside", "through memory"])
+def test_partial_copied_chunk_is_held_like_any_other(
+    open_partial: Opener,
+    donor: int,
+    monkeypatch: pytest.MonkeyPatch,
+    is_promised: bool,
+    is_inside: bool,
+) -> None:
+    """With its true digest and its source, over a crash; the last, short chunk too."""
+    if not is_inside:
+        monkeypatch.setattr(os, "copy_file_range", fail_with(errno.EXDEV))
+    partial = open_partial()
+    source = PEER_ID if is_promised else LIKENESS_SOURCE
+    for index in (1, 5):
+        expected = SAMPLE.digest_of(index) if is_promised else None
+        assert partial.copy_chunk(index, place_of(donor, index), expected, source)
+    partial.flush()
+    for one in (partial, open_partial()):
+        assert held(one) == [1, 5]
+        assert one.snapshot().sources == {1: source, 5: source}
+        assert one.snapshot().table.find(5) == SAMPLE.digest_of(5)
+        assert_true_to_disk(one)
+
+
+def test_partial_copy_from_another_file_system_is_held(
+    open_partial: Opener, tiny_disk: Path
+) -> None:
+    """Stores may refer to files on other disks."""
+    (tiny_disk / "donor").write_bytes(SAMPLE.content)
+    fd = os.open(tiny_disk / "donor", os.O_RDONLY)
+    partial = open_partial()
+    place = CopyPlace(fd, SAMPLE.layout.offset_of(2))
+    assert partial.copy_chunk(2, place, SAMPLE.digest_of(2), PEER_ID)
+    os.close(fd)
+    assert held(partial) == [2]
+    assert_true_to_disk(partial)
+
+
+def test_partial_copy_of_other_bytes_than_promised_leaves_nothing(
+    open_partial: Opener, donor: int
+) -> None:
+    """Nothing is held or recorded, and the chunk can be put as if nothing had happened."""
+    partial = open_partial()
+    before = partial.record_path.read_bytes()
+    assert not partial.copy_chunk(1, place_of(donor, 2), SAMPLE.digest_of(1), PEER_ID)
+    assert partial.record_path.read_bytes() == before
+    assert held(partial) == []
+    partial.put(SAMPLE.chunk(1), PEER_ID)
+    partial.flush()
+    assert held(open_partial()) == [1]
+    assert_true_to_disk(partial)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 77, 77 + 4096 + 10])
+def test_partial_copy_from_a_file_that_is_too_short_leaves_nothing(
+    open_partial: Opener, tmp_path: Path, kept_bytes: int
+) -> None:
+    """A donor that was cut meanwhile, on likeness too: zeros are not its bytes."""
+    path = tmp_path / "short"
+    path.write_bytes((bytes(77) + SAMPLE.content)[:kept_bytes])
+    fd = os.open(path, os.O_RDONLY)
+    partial = open_partial()
+    for expected in (None, SAMPLE.digest_of(1)):
+        assert not partial.copy_chunk(1, place_of(fd, 1), expected, LIKENESS_SOURCE)
+    os.close(fd)
+    assert held(partial) == []
+
+
+def test_partial_copy_of_a_held_chunk_changes_nothing(open_partial: Opener, donor: int) -> None:
+    """Its record already speaks for the bytes that are there."""
+    partial = open_partial()
+    partial.put(SAMPLE.chunk(1), PEER_ID)
+    before = partial.record_path.read_bytes()
+    assert partial.copy_chunk(1, place_of(donor, 2), None, LIKENESS_SOURCE)
+    assert partial.record_path.read_bytes() == before
+    assert partial.snapshot().sources == {1: PEER_ID}
+    assert_true_to_disk(partial)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EPERM, errno.ESTALE])
+def test_partial_copy_that_fails_is_no_reason_to_fail(
+    open_partial: Opener, donor: int, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The other file's disk may be the broken one; if it is ours, the next write says so."""
+    partial = open_partial()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "copy_file_range", fail_with(number))
+        assert not partial.copy_chunk(1, place_of(donor, 1), SAMPLE.digest_of(1), PEER_ID)
+    assert held(partial) == []
+    partial.put(SAMPLE.chunk(1), PEER_ID)
+    assert_true_to_disk(partial)
+
+
+def test_partial_copy_that_cannot_be_read_back_or_recorded_is_a_store_error(
+    open_partial: Opener, donor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """These are our own files."""
+    partial = open_partial()
+    for call in ("preadv", "pwrite"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, fail_with(errno.EIO))
+            with pytest.raises(StoreError):
+                partial.copy_chunk(1, place_of(donor, 1), None, LIKENESS_SOURCE)
+        assert held(partial) == []
+
+
+def test_partial_copies_nothing_once_it_is_poisoned(
+    open_partial: Opener, donor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be made durable is not written."""
+    partial = open_partial()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", fail_with(errno.EIO))
+        with pytest.raises(StoreError):
+            partial.flush()
+    with pytest.raises(StoreError):
+        partial.copy_chunk(1, place_of(donor, 1), None, LIKENESS_SOURCE)
+    assert partial.path.read_bytes() == bytes(len(SAMPLE.content))
+
+
+def test_partial_what_is_hashed_is_what_was_written(
+    open_partial: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A donor that changes under the copy cannot get a digest that its bytes do not have."""
+    path = tmp_path / "changing"
+    path.write_bytes(SAMPLE.content)
+    fd = os.open(path, os.O_RDONLY)
+    real = os.copy_file_range
+
+    def copy(*arguments: int) -> int:
+        count = real(*arguments)
+        path.write_bytes(bytes(len(SAMPLE.content)))
+        return count
+
+    monkeypatch.setattr(os, "copy_file_range", copy)
+    partial = open_partial()
+    place = CopyPlace(fd, SAMPLE.layout.offset_of(1))
+    assert partial.copy_chunk(1, place, None, LIKENESS_SOURCE)
+    os.close(fd)
+    assert partial.snapshot().table.find(1) == SAMPLE.digest_of(1)
+    assert_true_to_disk(partial)
+
+
+def test_partial_copy_over_a_start_ends_the_start(open_partial: Opener, donor: int) -> None:
+    """A start that a wrong copy overwrote is not resumed from, now or after a crash."""
+    partial = open_partial()
+    content = memoryview(SAMPLE.bytes_of(1))
+    partial.put_prefix(1, content[:1000], 0)
+    assert not partial.copy_chunk(1, place_of(donor, 2), SAMPLE.digest_of(1), PEER_ID)
+    assert partial.find_prefix_bytes(1) == 0
+    assert open_partial().find_prefix_bytes(1) == 0
+
+
+def test_partial_start_that_goes_on_after_a_wrong_copy_is_written_whole(
+    open_partial: Opener, donor: int
+) -> None:
+    """Who sends it knows nothing of the copy, and goes on where it was."""
+    partial = open_partial()
+    content = memoryview(SAMPLE.bytes_of(1))
+    partial.put_prefix(1, content[:1000], 0)
+    partial.copy_chunk(1, place_of(donor, 2), SAMPLE.digest_of(1), PEER_ID)
+    partial.put_prefix(1, content[:2000], 1000)
+    for one in (partial, open_partial()):
+        assert one.find_prefix_bytes(1) == 2000
+        view = memoryview(bytearray(2000))
+        one.read_into(SAMPLE.layout.offset_of(1), view)
+        assert view == content[:2000]
+
+
+@pytest.mark.parametrize("is_copy_first", [True, False])
+def test_partial_copy_and_put_of_one_chunk_do_not_mix(
+    open_partial: Opener, donor: int, monkeypatch: pytest.MonkeyPatch, is_copy_first: bool
+) -> None:
+    """Whichever comes second waits, finds the chunk there, and writes nothing."""
+    partial = open_partial()
+    is_writing, may_go_on = threading.Event(), threading.Event()
+    writes: list[str] = []
+    real = {name: getattr(os, name) for name in ("pwrite", "copy_file_range")}
+
+    def hold(name: str) -> Callable[..., int]:
+        def call(*arguments: Any) -> int:
+            if name == "copy_file_range" or arguments[0] == partial.fd:
+                writes.append(name)
+                is_writing.set()
+                assert may_go_on.wait(10)
+            return int(real[name](*arguments))
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(os, name, hold(name))
+    copy = threading.Thread(
+        target=partial.copy_chunk, args=(1, place_of(donor, 1), None, LIKENESS_SOURCE)
+    )
+    put = threading.Thread(target=partial.put, args=(SAMPLE.wrong_chunk(1), PEER_ID))
+    first, second = (copy, put) if is_copy_first else (put, copy)
+    first.start()
+    assert is_writing.wait(10)
+    second.start()
+    may_go_on.set()
+    first.join(10)
+    second.join(10)
+    assert writes == ["copy_file_range" if is_copy_first else "pwrite"]
+    assert partial.snapshot().sources == {1: LIKENESS_SOURCE if is_copy_first else PEER_ID}
+    assert_true_to_disk(partial)
+
+
 # --- a bad disk ---
 
 
@@ -382,7 +688,7 @@ def test_partial_after_a_failed_sync_nothing_is_believed(
     assert held(open_partial()) == []
 
 
-@pytest.mark.parametrize("call", ["fsync", "chmod"])
+@pytest.mark.parametrize("call", ["fsync", "fchmod"])
 def test_partial_failed_seal_poisons_too(
     open_partial: Opener, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:

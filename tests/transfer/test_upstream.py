@@ -8,6 +8,8 @@ Source: transfer/upstream.py; docs/reference/hub-dialect.md.
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import dataclass, replace
 
 import pytest
@@ -491,3 +493,115 @@ def test_upstream_that_is_gone_is_unreachable(
     """Nobody listens."""
     hub.close()
     fetch_failing(make_source(hub, pool), sample, UpstreamUnreachableError)
+
+
+# --- a few bytes ---
+
+PROMISE: dict[str, str | None] = {"Content-Range": "bytes 50-149/24476", "Content-Length": "100"}
+
+
+@pytest.mark.parametrize(("start", "length"), [(0, 10), (4090, 20), (24_475, 1), (0, 24_476)])
+def test_upstream_few_bytes_are_asked_as_their_exact_range(
+    hub: RawServer, pool: ConnectionPool, sample: Sample, start: int, length: int
+) -> None:
+    """Anywhere in the file; the connection serves the next request."""
+    source, total = make_source(hub, pool), len(sample.content)
+    assert total == 24_476
+    for _ in range(2):
+        assert source.read_range(start, length, total) == sample.content[start : start + length]
+    assert hub.connection_count == 1
+    wanted = None if length == total else f"bytes={start}-{start + length - 1}"
+    assert hub.requests[0].headers.get("range") == wanted
+
+
+def test_upstream_few_bytes_follow_the_redirect_and_keep_the_address(
+    site: Site, pool: ConnectionPool, sample: Sample
+) -> None:
+    """Probes cost the hub one request in all; the token stays with it."""
+    source = make_source(site.hub, pool)
+    for start in (7, 5000, 9000):
+        assert (
+            source.read_range(start, 512, len(sample.content))
+            == (sample.content[start : start + 512])
+        )
+    assert fetch(source, sample, 2, 3).order == [2, 3]
+    assert len(site.hub.requests) == 1
+    assert len(site.storage.requests) == 4
+    assert all("authorization" not in request.headers for request in site.storage.requests)
+
+
+def test_upstream_few_bytes_of_an_expired_address_are_asked_anew(
+    site: Site, pool: ConnectionPool, sample: Sample
+) -> None:
+    """Between head and probes, an address may end."""
+    source, honest = make_source(site.hub, pool), answer_as_hub(sample)
+    source.read_range(0, 10, len(sample.content))
+    site.storage.answer = lambda request: (
+        honest(request) if request.path.endswith("sig=2") else Reply(403)
+    )
+    assert source.read_range(5, 3, len(sample.content)) == sample.content[5:8]
+    assert site.signatures == 2
+
+
+def test_upstream_first_bytes_of_a_hub_without_ranges_are_read_and_the_rest_is_left(
+    hub: RawServer, pool: ConnectionPool, sample: Sample
+) -> None:
+    """A 200 has the head, too; the connection goes with the bytes that nobody wants."""
+    hub.answer = lambda _: Reply(body=sample.content)
+    source = make_source(hub, pool)
+    for _ in range(2):
+        assert source.read_range(0, 100, len(sample.content)) == sample.content[:100]
+    assert hub.connection_count == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (Reply(500), UpstreamUnreachableError),
+        (Reply(429, {"Retry-After": "7"}), UpstreamRateLimitedError),
+        (Reply(404, {"X-Error-Code": "EntryNotFound"}), EntryNotFoundError),
+        (Reply(403, {"X-Error-Code": "GatedRepo"}), GatedRepositoryError),
+        (Reply(200, {}, b"x" * 24_476), UpstreamProtocolError),
+        (Reply(206, {"Content-Range": "bytes 0-99/24476"}, b"x" * 100), UpstreamProtocolError),
+        (Reply(206, {"Content-Range": "bytes 50-149/24477"}, b"x" * 100), UpstreamProtocolError),
+        (Reply(206, {"Content-Range": "bytes 50-148/24476"}, b"x" * 99), UpstreamProtocolError),
+        (Reply(206, PROMISE, b"x" * 9, closes=True), UpstreamUnreachableError),
+        (Reply(raw=b"", closes=True), UpstreamUnreachableError),
+    ],
+)
+def test_upstream_few_bytes_that_do_not_come_have_their_own_error(
+    hub: RawServer, pool: ConnectionPool, reply: Reply, kind: type[P2PCacheError]
+) -> None:
+    """Down, slow down, gone, forbidden, other bytes, fewer bytes."""
+    hub.answer = lambda _: reply
+    with pytest.raises(kind) as caught:
+        make_source(hub, pool).read_range(50, 100, 24_476)
+    assert type(caught.value) is kind
+    assert TOKEN not in str(caught.value)
+
+
+def test_upstream_few_bytes_that_nobody_wants_any_more_end_at_once(
+    hub: RawServer, pool: ConnectionPool, sample: Sample
+) -> None:
+    """close() cuts a probe that hangs, and refuses the next one."""
+    hub.answer = lambda _: Reply(is_silent=True)
+    source = make_source(hub, pool)
+    errors: list[P2PCacheError] = []
+
+    def read() -> None:
+        try:
+            source.read_range(0, 10, len(sample.content))
+        except P2PCacheError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    deadline_s = time.monotonic() + 10
+    while not hub.requests and time.monotonic() < deadline_s:
+        time.sleep(0.005)
+    source.close()
+    thread.join(5)
+    assert not thread.is_alive()
+    read()
+    assert [type(error) for error in errors] == [UpstreamUnreachableError] * 2
+    assert len(hub.requests) == 1
