@@ -89,8 +89,8 @@ def import_(
 
 def _end_watch(client: ImportClient, path: Path, *, is_json: bool) -> None:
     watches = [job for job in rows_of(client.list_all(), "imports") if job.get("watch") is True]
-    found = [job for job in watches if job.get("path") == str(path)]
-    running = [job for job in found if job.get("state") != "cancelled"]
+    watches = [job for job in watches if job.get("state") != "cancelled"]
+    running = [job for job in watches if job.get("path") == str(path)]
     if not running:
         known = ", ".join(show_text(job.get("path")) for job in watches) or "no folder is"
         raise NotFoundError(f"{path} is not watched; watched: {known}.")

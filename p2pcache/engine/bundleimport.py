@@ -219,7 +219,7 @@ class BundleImport:
 
         known = await self._context.index.call(put)
         if known is not None and known.snapshot.files != snapshot.files:
-            whose = "the hub gave" if known.is_confirmed else "is known here, which was not proven,"
+            whose = "the hub gave" if known.is_confirmed else "is known here, though not proven"
             raise BundleCorruptError(
                 f"The bundle's manifest, {MANIFEST_NAME}, lists other files for {snapshot.id} "
                 f"than the list that {whose}; nothing was taken from it. Compare the bundle's id "

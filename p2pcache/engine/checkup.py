@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from p2pcache.core.digest import BlobDigest
 from p2pcache.engine.healing import DAMAGE_SHOWN_S, Healer
-from p2pcache.engine.shelf import take_step
+from p2pcache.engine.shelf import note_right, take_step
 from p2pcache.engine.single import see_through
 from p2pcache.errors import P2PCacheError, StoreError
 from p2pcache.store.base import BlobFile
@@ -385,7 +385,7 @@ class Checkup:
             if is_repair:
                 self.healer.heal_soon()
         elif walk.is_over:
-            await self._shelf.note_right(fresh, found, walk)
+            await note_right(self._context, fresh, found, walk)
         elif row.is_proven and walk.known is not None and row.stamp == found.stamp:
             await self._note_progress(row, walk)
 

@@ -55,8 +55,9 @@ class BlobFetch:
         self._cut = FoundLayout(order.layout)
         self._partial: FilePartial | None = None
         self._dispatcher: Dispatcher | None = None
-        # Until the peers were asked once, nobody knows whether they will be sources.
-        self._has_met_peers = not order.is_public
+        # Until the peers were asked once, and the files here were looked through, nobody knows
+        # whether they will be sources.
+        self._has_looked_around = False
         self._wake = asyncio.Event()
         self._arrival = asyncio.Event()
 
@@ -87,13 +88,11 @@ class BlobFetch:
         come as long as streaming_count is held, is from a trusted source.
         """
         state = self.state
-        has_guesses = state.guesses_under_way > 0 or bool(state.find_likely())
-        if has_guesses and state.streaming_count == 0:
+        may_wait_for_proof = state.is_guessing or bool(state.find_likely())
+        if state.streaming_count == 0 and (may_wait_for_proof or not self._has_looked_around):
             return False
         if state.order.trusts_peers:
             return True
-        if not self._has_met_peers:
-            return False
         if not state.order.trusts_upstream or len(state.find_shareable()) < len(state.have):
             return False
         if state.streaming_count > 0:
@@ -187,8 +186,8 @@ class BlobFetch:
             is_new = not self._swarm.has_whole(self.blob)
             if self.state.order.is_public and self.state.missing and is_new:
                 await self._swarm.begin_round()
-            self._has_met_peers = True
             await twins.find(self._cut)
+            self._has_looked_around = True
             taking.append(asyncio.create_task(twins.take()))
             self.note_change()
             return await self._fill_and_publish(self._dispatcher)

@@ -88,8 +88,8 @@ class FetchState:
     was_read: bool = False
     # Whether chunks may still come from other files here, whatever the hub and the peers do.
     is_looking_here: bool = False
-    # Copies on likeness that have begun: no body may begin before they are counted.
-    guesses_under_way: int = 0
+    # Whether chunks may yet be taken on likeness: a body that begins now might meet one.
+    is_guessing: bool = False
     is_published: bool = False
 
     @classmethod

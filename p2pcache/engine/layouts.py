@@ -114,7 +114,7 @@ class Layouts:
             now_s = clock.monotonic_s()
             is_mine = not order.is_public or self._swarm.is_mine(order.blob)
             may_ask = patience.may_ask(now_s) and now_s >= budget.paused_until_s
-            if may_ask and is_mine:
+            if may_ask and (is_mine or now_s >= lease_ends_s):
                 try:
                     return await self.read_head(order, source)
                 except P2PCacheError as error:

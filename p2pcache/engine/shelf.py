@@ -205,13 +205,6 @@ class Shelf:
         """Take a damaged file off the shelf; what the walk did not come to is kept as a hint."""
         await self._checks.run(row.blob, lambda: self._set_aside(row, found, walk))
 
-    async def note_right(self, row: BlobRow, found: BlobFile, walk: FileCheck) -> None:
-        """Record that all of a file was hashed, and is what it should be."""
-        wall_s, table = self._context.clock.wall_s(), walk.table
-        await self._context.index.call(
-            lambda index: index.checks.note_right(row, found.stamp, table, wall_s)
-        )
-
     async def _check(self, row: BlobRow) -> bool:
         """Hash a published file again; returns whether it is right."""
         blob = row.blob
@@ -225,7 +218,7 @@ class Shelf:
             while not walk.is_over:
                 await see_through(self._context.in_bulk(take_step, walk))
             if walk.is_right:
-                await self.note_right(row, found, walk)
+                await note_right(self._context, row, found, walk)
                 return True
             await self._set_aside(row, found, walk)
             return False
@@ -251,6 +244,12 @@ class Shelf:
         places = self._withdrawn.pop(blob, ())
         self.on_damage(ShelfDamage(blob, tuple(walk.find_lost()), places, row.is_public))
         return False
+
+
+async def note_right(context: Context, row: BlobRow, found: BlobFile, walk: FileCheck) -> None:
+    """Record that all of a file was hashed, and is what it should be."""
+    wall_s, table = context.clock.wall_s(), walk.table
+    await context.index.call(lambda index: index.checks.note_right(row, found.stamp, table, wall_s))
 
 
 def take_step(walk: FileCheck, bytes_max: int = STEP_BYTES_MAX) -> int:

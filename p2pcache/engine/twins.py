@@ -26,7 +26,7 @@ from p2pcache.core.likeness import FIRST_PROBES, Likeness, Place, find_likenesse
 from p2pcache.core.tensors import TensorMap
 from p2pcache.engine.context import Context
 from p2pcache.engine.fetchstate import FetchState
-from p2pcache.engine.layouts import FoundLayout, Layouts
+from p2pcache.engine.layouts import LOOK_INTERVAL_S, FoundLayout, Layouts
 from p2pcache.engine.swarm import Swarm
 from p2pcache.errors import P2PCacheError, StoreError, UpstreamRateLimitedError
 from p2pcache.store.base import BlobFile
@@ -51,6 +51,9 @@ TABLE_PEERS_MAX = 2
 PROBES_INFLIGHT_MAX = 4
 # A hub that fails is not asked for more; whoever fetches the chunks has the patience.
 PROBE_FAILURES_MAX = 3
+# Chunks that are copied on likeness hold a reader up until the proof. Below this share of what was
+# looked at, it is served sooner if all is fetched.
+READER_SHARE_MIN = 0.5
 # Marks chunks under consideration among those that are in flight.
 HERE = "here"
 
@@ -112,6 +115,8 @@ class Twins:
                 state.note_asked(index, HERE)
         # From now on, not from the first step of take(): hope must not end in between.
         state.is_looking_here = bool(state.asked)
+        is_restricted = any(twin.source_id == LIKENESS_SOURCE for twin in self._promised)
+        state.is_guessing = is_restricted or bool(self._likely)
 
     async def take(self) -> None:
         """Copy what is promised, then what a look at the hub's bytes confirms."""
@@ -125,7 +130,7 @@ class Twins:
             log.exception("looking for %s in files here failed", self._state.order.location.what)
         finally:
             self._source.close()
-            self._state.is_looking_here = False
+            self._state.is_looking_here = self._state.is_guessing = False
             for index in list(self._state.asked):
                 self._state.note_answered(index, HERE)
             self._on_change()
@@ -223,44 +228,65 @@ class Twins:
             return None
 
     async def _take_likely(self) -> None:
-        """Probe a few parts; when none is the same, the file only looks alike."""
+        """Look at a few parts; when none is the same, the file only looks alike."""
         first, rest = self._likely[:FIRST_PROBES], self._likely[FIRST_PROBES:]
         slots = asyncio.Semaphore(PROBES_INFLIGHT_MAX)
 
-        async def take(part: _Part) -> bool:
+        async def look(part: _Part) -> Place | None:
             async with slots:
-                return await self._take_if_same(part)
+                return await self._look(part)
 
-        if first and any(await asyncio.gather(*map(take, first))):
-            await asyncio.gather(*map(take, rest))
+        async def look_and_take(part: _Part) -> None:
+            async with slots:
+                place = await self._look(part)
+                if place is not None:
+                    await self._copy_part(part, place)
 
-    async def _take_if_same(self, part: _Part) -> bool:
-        """Compare a few bytes with the hub's, copy the part if they are the same."""
-        likeness = part.likeness
-        expected = await self._probe(likeness)
+        found = zip(first, await asyncio.gather(*map(look, first)), strict=True)
+        same = [(part, place) for part, place in found if place is not None]
+        if same and self._is_worth_waiting(first, same):
+            for part, place in same:
+                await self._copy_part(part, place)
+            await asyncio.gather(*map(look_and_take, rest))
+
+    def _is_worth_waiting(
+        self, looked_at: Sequence[_Part], same: Sequence[tuple[_Part, Place]]
+    ) -> bool:
+        """Return whether copies save so much that readers may be held up until the proof."""
+        if not self._state.readers:
+            return True
+        same_bytes = sum(part.likeness.length for part, _ in same)
+        return same_bytes >= READER_SHARE_MIN * sum(part.likeness.length for part in looked_at)
+
+    async def _look(self, part: _Part) -> Place | None:
+        """Compare a few bytes with the hub's; where nothing is the same, give the chunks back."""
+        expected = await self._probe(part.likeness)
         if expected is None:
-            return False
-        place = await self._context.in_bulk(self._find_same, likeness, expected)
+            return None
+        place = await self._context.in_bulk(self._find_same, part.likeness, expected)
         if place is None:
             for index in part.chunk_indexes:
                 self._state.note_answered(index, HERE)
             self._on_change()
-            return False
+        return place
+
+    async def _copy_part(self, part: _Part, place: Place) -> None:
         layout = self._state.order.layout
-        shift = place.start - likeness.start
+        shift = place.start - part.likeness.start
         await self._copy(
             [
                 _Twin(i, place.blob, layout.offset_of(i) + shift, None, LIKENESS_SOURCE)
                 for i in part.chunk_indexes
             ]
         )
-        return True
 
     async def _probe(self, likeness: Likeness) -> bytes | None:
         """Read a few bytes at the hub; None when it is of no use, or gives none."""
+        clock, budget = self._context.clock, self._context.budget
+        while self._may_take(LIKENESS_SOURCE) and clock.monotonic_s() < budget.paused_until_s:
+            await asyncio.sleep(LOOK_INTERVAL_S)
         if not self._may_take(LIKENESS_SOURCE) or self._probe_failures >= PROBE_FAILURES_MAX:
             return None
-        budget = self._context.budget
         budget.requests_inflight += 1
         try:
             return await self._context.on_wire(
@@ -273,7 +299,7 @@ class Twins:
         except P2PCacheError as error:
             log.debug("no probe of %s: %s", self._state.order.location.what, error)
             if isinstance(error, UpstreamRateLimitedError):
-                budget.pause(error.retry_after_s, now_s=self._context.clock.monotonic_s())
+                budget.pause(error.retry_after_s, now_s=clock.monotonic_s())
             self._probe_failures += 1
             return None
         finally:
@@ -324,12 +350,7 @@ class Twins:
         for (blob, source_id), group in by_blob.items():
             if not self._may_take(source_id):
                 continue
-            is_guess = source_id == LIKENESS_SOURCE
-            self._state.guesses_under_way += is_guess
-            try:
-                await self._context.in_bulk(self._copy_from, blob, group, tell)
-            finally:
-                self._state.guesses_under_way -= is_guess
+            await self._context.in_bulk(self._copy_from, blob, group, tell)
 
     def _copy_from(
         self, blob: BlobDigest, twins: Sequence[_Twin], tell: Callable[[_Twin, bool], None]

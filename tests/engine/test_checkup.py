@@ -15,7 +15,6 @@ from dataclasses import replace
 
 import pytest
 
-from p2pcache.clock import ManualClock
 from p2pcache.core.digest import BlobDigest
 from p2pcache.engine import checkup
 from p2pcache.engine.checkup import CHECK_INTERVAL_S, CheckOrder, CheckRun, CheckupState
@@ -26,7 +25,7 @@ from p2pcache.store.damages import CHECK_FILE_NAME, DamageState
 from tests.engine.conftest import CHUNK_BYTES, FILES, MODEL_BYTES, REPO, WEIGHTS, MakeCache
 from tests.engine.engine import Engine, eventually, list_open_files
 from tests.engine.fakepeer import sha256_name
-from tests.engine.test_shelf import flip_byte, path_of
+from tests.engine.test_shelf import flip_byte, hold_hashing, path_of
 from tests.hub import Hub
 
 BLOB = sha256_name(WEIGHTS)
@@ -403,8 +402,6 @@ async def test_check_passes_over_a_file_that_is_hashed_for_a_reader(
     pulled: Engine, looked_at: list[tuple[BlobDigest, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same bytes are not hashed twice at once."""
-    from tests.engine.test_shelf import hold_hashing
-
     begun, may_end = threading.Event(), threading.Event()
     hold_hashing(monkeypatch, begun, may_end)
     os.utime(path_of(pulled), ns=(1, 1))
@@ -418,6 +415,59 @@ async def test_check_passes_over_a_file_that_is_hashed_for_a_reader(
     assert found is not None
     os.close(found.fd)
     assert len([blob for blob, _ in looked_at if blob == BLOB]) == 20
+
+
+async def test_check_leaves_a_file_to_the_reader_who_comes_meanwhile(
+    pulled: Engine, looked_at: list[tuple[BlobDigest, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as a file is hashed for somebody, the check does not go on with it."""
+    row = replace(await find_row(pulled), verified_wall_s=1.0)
+    await pulled.context.index.call(lambda i: i.blobs.put(row))
+    os.utime(path_of(pulled), ns=(1, 1))
+    stands, may_go = hold_steps(monkeypatch, after=3)
+    run = await pulled.cache.checkup.start(CheckOrder())
+    await asyncio.to_thread(stands.wait, 5)
+    begun, may_end = threading.Event(), threading.Event()
+    hold_hashing(monkeypatch, begun, may_end)
+    reader = asyncio.create_task(pulled.cache.shelf.open_proven(BLOB))
+    await asyncio.to_thread(begun.wait, 5)
+    may_go.set()
+    await eventually(lambda: run.state is CheckupState.DONE, "the check's end")
+    assert [index for blob, index in looked_at if blob == BLOB] == [0, 1, 2]
+    may_end.set()
+    found = await reader
+    assert found is not None
+    os.close(found.fd)
+
+
+async def test_check_passes_over_a_file_that_is_written(
+    pulled: Engine, looked_at: list[tuple[BlobDigest, int]]
+) -> None:
+    """What somebody fills at the moment is proven when he is done."""
+    async with pulled.cache.claims.hold(BLOB):
+        run = await check(pulled)
+    assert run.state is CheckupState.DONE
+    assert BLOB not in {blob for blob, _ in looked_at}
+
+
+async def test_check_of_a_file_that_changed_since_begins_at_its_first_chunk(
+    pulled: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was looked at was another file, as far as its stamp tells."""
+    row = replace(await find_row(pulled), verified_wall_s=1.0)
+    await pulled.context.index.call(lambda i: i.blobs.put(row))
+    with monkeypatch.context() as patch:
+        stands, may_go = hold_steps(patch, after=7)
+        await pulled.cache.checkup.start(CheckOrder())
+        await asyncio.to_thread(stands.wait, 5)
+        stopping = asyncio.create_task(pulled.cache.checkup.stop())
+        await asyncio.sleep(0)
+        may_go.set()
+        await stopping
+    assert (await find_row(pulled)).checked_chunks == 7
+    flip_byte(path_of(pulled), 2 * CHUNK_BYTES)
+    await check(pulled)
+    assert [damage.chunks for damage in pulled.cache.checkup.list_damages()] == [(2,)]
 
 
 async def test_check_of_a_file_that_is_replaced_meanwhile_says_nothing_of_the_new_one(
@@ -466,10 +516,6 @@ async def test_check_of_a_store_whose_disk_fails_goes_on_with_the_other_files(
 
 
 # --- in the background ---
-
-
-class Days(ManualClock):
-    """A clock whose days are told by the test."""
 
 
 async def patrol(engine: Engine) -> None:

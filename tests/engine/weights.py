@@ -8,13 +8,17 @@ Source: tests/tensorfiles.py.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from random import Random
 
 import pytest
 
+from p2pcache.core import layout as layouts
 from p2pcache.core import tensors
 from p2pcache.core.layout import Layout
 from p2pcache.core.tensors import TensorMap, read_tensors
+from tests.engine.conftest import CHUNK_BYTES
 from tests.hub import Hub
 from tests.tensorfiles import make_gguf, make_safetensors
 
@@ -50,28 +54,48 @@ CHANGED = (3, 7)
 TUNED = make_file({**EXTRA, **make_layers(*CHANGED)}, {"format": "pt"})
 # What no file with the tensors of BASE has, but for the head.
 NEW_BYTES = len(CHANGED) * WEIGHT_BYTES + len(EXTRA["extra.weight"])
-# The same layers, all of them trained on.
-OTHER = make_file(make_layers(*range(LAYERS)))
+# The same names, with nothing behind them that BASE has.
+OTHER = make_file({name: bytes(byte ^ 1 for byte in raw) for name, raw in make_layers().items()})
+# What BASE has, in another order: nothing but the head is new.
+SHUFFLED = make_file(
+    {
+        name: raw
+        for n in reversed(range(LAYERS))
+        for name, raw in make_layers().items()
+        if name.startswith(f"layers.{n}.")
+    }
+)
 BASE_GGUF = make_gguf(make_layers(), ["word"] * 50)
 TUNED_GGUF = make_gguf({**EXTRA, **make_layers(*CHANGED)}, ["word"] * 60)
 
 
 @pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Call a tensor of 4 KiB large."""
-    monkeypatch.setattr(tensors, "LARGE_TENSOR_BYTES_MIN", LARGE_BYTES)
+def small_parts() -> Iterator[None]:
+    """Cut every 16 KiB, and call a tensor of 4 KiB large."""
+    with _small():
+        yield
+
+
+@contextlib.contextmanager
+def _small() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layouts, "CHUNK_SIZE_BYTES", CHUNK_BYTES)
+        patch.setattr(tensors, "LARGE_TENSOR_BYTES_MIN", LARGE_BYTES)
+        yield
 
 
 def map_of(content: bytes) -> TensorMap:
     """Return a file's tensors."""
-    found = read_tensors(content, len(content))
+    with _small():
+        found = read_tensors(content, len(content))
     assert isinstance(found, TensorMap)
     return found
 
 
 def layout_of(content: bytes) -> Layout:
     """Return how a file is cut at its tensors."""
-    return map_of(content).layout()
+    with _small():
+        return map_of(content).layout()
 
 
 def list_ranges(hub: Hub, repo: str, path: str = NAME) -> list[tuple[int, int]]:

@@ -117,9 +117,8 @@ def show(tallies: dict[str, Tally], skipped: dict[str, str], seed: int, seconds:
     failures = report.write_failures(tallies)
     print(f"{failures}\n" if failures else "", end="")
     print(f"seed {seed}, {seconds:.0f} s, {machine}")
-    print("skipped fault classes:", "none" if not skipped else "")
-    for name, reason in skipped.items():
-        print(f"  {name}: {reason}")
+    reasons = "; ".join(f"{name} ({reason})" for name, reason in skipped.items())
+    print(f"skipped fault classes: {reasons or 'none'}")
     print(report.write_sums(tallies))
 
 

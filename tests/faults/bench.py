@@ -61,20 +61,21 @@ class Bench:
     channel: Channel
     site: Path
 
-    async def pull(self, repo: str, *, is_pin: bool = False) -> None:
+    async def pull(self, repo: str, *, is_pin: bool = False, include: tuple[str, ...] = ()) -> None:
         """
         Bring a repository here, as `pull` or `pin` does.
 
         Raises:
             P2PCacheError: The job failed.
         """
-        order = JobOrder(ModelReference.parse(repo), is_pin=is_pin)
+        order = JobOrder(ModelReference.parse(repo), include, is_pin=is_pin)
         job = self.downloads.start(order, Credentials())
         assert job.task is not None, "a job that was started"
         await job.task
         if job.error is not None:
             raise job.error
-        self.channel.tell("complete", name=repo)
+        if not include:
+            self.channel.tell("complete", name=repo)
         if is_pin:
             self.channel.tell("pinned", name=repo)
 

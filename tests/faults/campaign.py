@@ -19,7 +19,7 @@ from random import Random
 from tests.faults import fill, powercut, probe
 from tests.faults.case import Bay, Case
 from tests.faults.disk import Disk
-from tests.faults.seam import CALLS, CHANGES, READS, WRITES, Action, Group, Plan
+from tests.faults.seam import AT_POINTS, CALLS, CHANGES, READS, WRITES, Action, Group, Plan
 
 ERRNOS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EROFS)
 # Threads make the number of points vary a little: more than were counted are tried.
@@ -27,8 +27,11 @@ POINTS_SLACK = 8
 # Above, an operation finds all the room that it wants; in units of 4 KiB.
 FILL_STEPS_MAX = 110
 SYNCS_MAX = 40
+# A start and an operation after it have about as many points; beyond, nothing is killed again.
+RELAPSE_POINTS_MAX = 250
 # Of each file system and set of mount options; 500 in all were asked for.
 CUTS_WHOLE = 400
+RELAPSES_WHOLE = 1000
 
 MakeBay = Callable[[Case], Bay]
 # Operation → the sites of its points, in their order.
@@ -66,9 +69,11 @@ class FaultClass:
             seen = set[str]()
             for plan in self.plans(sites, random):
                 case = Case(operation, plan, seed=random.randrange(1 << 30))
-                site = sites[plan.at - 1] if 0 < plan.at <= len(sites) else str(plan.at)
+                is_beyond = plan.action in AT_POINTS and plan.at > len(sites)
+                has_site = plan.action in AT_POINTS and not is_beyond
+                site = sites[plan.at - 1] if has_site else f"{plan.number} {plan.at}"
                 if aim in site:
-                    (later if site in seen else first).append(case)
+                    (later if site in seen or is_beyond else first).append(case)
                     seen.add(site)
         random.shuffle(first)
         random.shuffle(later)
@@ -86,6 +91,11 @@ def _plan_kills(sites: Sequence[str], random: Random) -> Iterator[Plan]:
     actions = (Action.KILL_BEFORE, Action.KILL_AFTER, Action.KILL_TORN)
     for at in range(1, len(sites) + 1):
         yield Plan(random.choice(actions), at, scope=CHANGES)
+
+
+def _plan_relapses(sites: Sequence[str], random: Random) -> Iterator[Plan]:
+    for at in range(1, len(sites) + 1):
+        yield Plan(Action.KILL_AFTER, at, random.randrange(1, RELAPSE_POINTS_MAX), CHANGES)
 
 
 def _plan_cuts(sites: Sequence[str], _: Random) -> Iterator[Plan]:
@@ -159,6 +169,15 @@ def _list_classes() -> list[FaultClass]:
     plain = (probe.FORK, probe.SQLITE_CALLS)
     return [
         FaultClass("kills", "SIGKILL", plain, CHANGES, _plan_kills, _open_folder, 2000),
+        FaultClass(
+            "relapses",
+            "SIGKILL, and again at the next start",
+            plain,
+            CHANGES,
+            _plan_relapses,
+            _open_folder,
+            RELAPSES_WHOLE,
+        ),
         cut("cuts-ext4", "ext4", probe.EXT4),
         cut("cuts-ext4-ordered", "ext4", probe.EXT4, "data=ordered"),
         cut("cuts-xfs", "xfs", probe.XFS),

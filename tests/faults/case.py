@@ -16,7 +16,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from p2pcache.core.digest import BlobDigest
@@ -122,6 +122,8 @@ class Lab:
         kept = operation.pinned if _may_take_away(case) else operation.promised
         promises = Promises.of(WORLD, kept, operation.pinned)
         promises.take_in(fault.messages)
+        if case.plan.action in ENDINGS and case.plan.number:
+            promises.take_in(self._kill_again(case, operation, bay).messages)
         verdict.outcome = verdict.outcome or ("killed" if fault.was_killed else "it works")
         self._note_end(verdict, fault, is_ending=case.plan.action in ENDINGS)
         verdict.findings += _oracle(bay.site, operation).examine(is_settled=False)
@@ -132,6 +134,13 @@ class Lab:
         self._note_end(verdict, again, is_ending=False)
         verdict.seconds = time.monotonic() - begun_s
         return verdict
+
+    def _kill_again(self, case: Case, operation: Operation, bay: Bay) -> Outcome:
+        """Kill the next start, or what it does then, too."""
+        plan = Plan(Action.KILL_AFTER, case.plan.number, scope=case.plan.scope)
+        again = Case(case.operation, plan, case.seed, case.mutation)
+        whole = replace(operation, covers_start=True)
+        return run_child(lambda channel: self._meet_fault(again, whole, bay, channel))
 
     def _take_in(self, verdict: Verdict, outcome: Outcome) -> None:
         for message in outcome.messages:

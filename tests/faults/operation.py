@@ -58,6 +58,10 @@ async def _pull(bench: Bench) -> None:
     await bench.pull(MODEL, is_pin=True)
 
 
+async def _pull_plainly(bench: Bench) -> None:
+    await bench.pull(MODEL)
+
+
 async def _pull_wanted(bench: Bench) -> None:
     await bench.pull(WANTED)
 
@@ -101,6 +105,7 @@ def _list_fetching() -> list[Operation]:
         Operation("create", "nothing", _nothing, covers_start=True),
         Operation("pull", "fresh", _pull),
         Operation("resume", "partial", _pull),
+        Operation("extend", "begun", _pull_plainly),
         Operation("forget", "doubtful", _pull_wanted, wanted=(WANTED,), doubtful=_DOUBTFUL),
         Operation(
             "dedup",

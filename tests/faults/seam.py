@@ -79,7 +79,11 @@ AT_POINTS = ENDINGS | {Action.ERROR, Action.ERRORS, Action.SHORT}
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Do something at the n-th point, counted from 1, of those whose group is in `scope`."""
+    """
+    Do something at the n-th point, counted from 1, of those whose group is in `scope`.
+
+    `number` is the errno; for a kill, the point of the next start at which it is killed again.
+    """
 
     action: Action = Action.COUNT
     at: int = 0

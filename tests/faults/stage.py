@@ -144,6 +144,10 @@ async def _pull_model(bench: Bench) -> None:
     await bench.pull(MODEL, is_pin=True)
 
 
+async def _pull_part(bench: Bench) -> None:
+    await bench.pull(MODEL, include=("*.json",))
+
+
 async def _pull_old(bench: Bench) -> None:
     await bench.pull(OLD)
 
@@ -152,6 +156,12 @@ def _build_pulled(stages: Stages, site: Path) -> None:
     stages.start_from("fresh", site)
     stages.act(site, _pull_model)
     stages.act(site, _pull_old)
+
+
+def _build_begun(stages: Stages, site: Path) -> None:
+    """Some files of a commit are here, and its ref."""
+    stages.start_from("fresh", site)
+    stages.act(site, _pull_part)
 
 
 def _build_loose(stages: Stages, site: Path) -> None:
@@ -281,6 +291,7 @@ _BUILDERS: dict[str, Callable[[Stages, Path], None] | None] = {
     "partial": _build_partial,
     "doubtful": _build_doubtful,
     "pulled": _build_pulled,
+    "begun": _build_begun,
     "loose": _build_loose,
     "lost": _build_lost,
     "torn": _build_torn,

@@ -177,7 +177,16 @@ def test_lock_owner_of_a_machine_that_does_not_say_who_it_is_is_never_gone() -> 
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{}", b"[]", b"null", b"\xff", b'{"pid": 1}', b'{"pid": true}']
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b"\xff",
+        b'{"pid": 1}',
+        b'{"pid": true, "host": 1, "machine": "", "boot": "", "pid_space": "", "started": ""}',
+    ],
 )
 def test_lock_marker_that_cannot_be_read_is_somebodys(
     tmp_path: Path, no_flock: None, content: bytes
@@ -216,6 +225,75 @@ def test_lock_without_hard_links_is_made_all_the_same(
         StoreLock(tmp_path).acquire()
     mine.release()
     assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK_NAME]
+
+
+def test_lock_without_links_or_locks_goes_to_who_is_first(
+    tmp_path: Path, no_flock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two make the marker at the same moment: one of them is told that it is there."""
+
+    def refuse(*_: object) -> None:
+        (tmp_path / MARKER_NAME).write_bytes(b"the other one")
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StoreLockedError):
+        StoreLock(tmp_path).acquire()
+    assert (tmp_path / MARKER_NAME).read_bytes() == b"the other one"
+
+
+def test_lock_made_by_another_meanwhile_is_respected(
+    tmp_path: Path, no_flock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name is taken between the look and the link."""
+
+    def refuse(*_: object) -> None:
+        (tmp_path / MARKER_NAME).write_bytes(b"the other one")
+        raise FileExistsError
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(StoreLockedError):
+        StoreLock(tmp_path).acquire()
+
+
+def test_lock_on_a_disk_that_fails_is_not_taken(
+    tmp_path: Path, no_flock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failure is a failure, and leaves no temporary name."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "link", refuse)
+    held = StoreLock(tmp_path)
+    with pytest.raises(OSError, match="Input/output"):
+        held.acquire()
+    assert not held.is_held
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK_NAME]
+
+
+def test_lock_whose_stale_marker_somebody_else_removed_is_taken(
+    tmp_path: Path, no_flock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one was faster at tidying up, and slower at coming back."""
+    marker = tmp_path / MARKER_NAME
+    stale = replace(Owner.current(), machine="aa" * 16, boot="1-2-3").to_bytes()
+    marker.write_bytes(stale)
+    here = replace(Owner.current(), machine="aa" * 16)
+    monkeypatch.setattr(Owner, "current", lambda: here)
+    real = StoreLock._read_marker
+
+    def read_and_lose(self: StoreLock) -> bytes | None:
+        seen = real(self)
+        if seen == stale:
+            marker.unlink()
+        return seen
+
+    monkeypatch.setattr(StoreLock, "_read_marker", read_and_lose)
+    mine = StoreLock(tmp_path)
+    mine.acquire()
+    assert marker_of(tmp_path) == here
+    mine.release()
 
 
 def test_lock_taken_over_by_two_at_once_goes_to_one(
