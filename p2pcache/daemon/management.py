@@ -157,7 +157,8 @@ class Management:
                 "fits_disk": measured.bytes_missing < free,
             }
             if measured.state is State.RESIDENT:
-                answer["path"] = self._cache.path_of(snapshot.id)
+                path = await self._cache.find_path(snapshot)
+                answer |= {} if path is None else {"path": path}
         return web.json_response(answer)
 
     async def models(self, request: web.Request) -> web.Response:

@@ -156,6 +156,8 @@ class SpaceApi:
         if residency.state is State.ABSENT:
             raise _not_here(reference)
         lease = await self._cache.space.lease(row.snapshot.id, ttl_s, holder)
+        if residency.state is State.RESIDENT:
+            await self._cache.find_path(row.snapshot)  # who leases will open it
         return web.json_response(
             {**self._describe_lease(lease), "state": residency.state.value}, status=201
         )

@@ -177,13 +177,18 @@ class BundleImport:
         wanted = self._order.is_public
         is_public = manifest.is_public if wanted is None else wanted
         with await self._cache.space.rooms.make(snapshot.id, order_blobs(snapshot)) as room:
-            await self._note_list(snapshot)
-            for part in manifest.iter_parts():
-                if isinstance(part, Literal):
-                    await self._frames.expect(part)
-                else:
-                    await self._take_blob(part, bundle_id, room)
-            await self._frames.expect_end()
+            is_new = await self._note_list(snapshot)
+            try:
+                for part in manifest.iter_parts():
+                    if isinstance(part, Literal):
+                        await self._frames.expect(part)
+                    else:
+                        await self._take_blob(part, bundle_id, room)
+                await self._frames.expect_end()
+            except BundleCorruptError:
+                if is_new:
+                    await self._forget_list(snapshot)
+                raise
             await self._publish(manifest, is_public=is_public)
         return ImportedBundle(bundle_id, manifest, is_public, self._written_bytes)
 
@@ -200,9 +205,22 @@ class BundleImport:
         manifest = await self._context.in_bulk(read_manifest, span, size_bytes, bundle_id)
         return bundle_id, manifest
 
-    async def _note_list(self, snapshot: Snapshot) -> None:
+    async def _forget_list(self, snapshot: Snapshot) -> None:
+        """A bundle that is not what it says must not stand in the true one's way."""
+
+        def forget(index: Index) -> None:
+            known = index.catalogue.find_snapshot(snapshot.id)
+            if known is not None and not known.is_confirmed:
+                index.catalogue.remove_snapshot(snapshot.id)
+
+        await self._context.index.call(forget)
+
+    async def _note_list(self, snapshot: Snapshot) -> bool:
         """
         Record the list of files, unless it is known; a commit has one.
+
+        Returns:
+            Whether it was not known before.
 
         Raises:
             BundleCorruptError: Another list of that commit is known.
@@ -225,6 +243,7 @@ class BundleImport:
                 f"than the list that {whose}; nothing was taken from it. Compare the bundle's id "
                 "with its maker."
             )
+        return known is None
 
     # --- blobs ---
 

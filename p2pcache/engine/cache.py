@@ -310,16 +310,16 @@ class Cache:
         """Return how much of some files is here, asking nobody."""
         distinct = {entry.digest: entry for entry in files}
 
-        def find_published(index: Index) -> set[BlobDigest]:
-            return {digest for digest in distinct if index.blobs.find(digest) is not None}
+        def find_proven(index: Index) -> set[BlobDigest]:
+            return set(index.checks.find_proven(distinct))
 
-        published = await self.context.index.call(find_published)
+        proven = await self.context.index.call(find_proven)
         states = []
         for digest, entry in distinct.items():
-            store = self.context.store
-            is_here = digest in published and store.path_of(digest).exists()
-            held = 0 if is_here else self._count_held_bytes(entry)
-            states.append(FileResidency(entry.size_bytes, held, is_here))
+            is_here = self.context.store.path_of(digest).exists()
+            held = entry.size_bytes if is_here else self._count_held_bytes(entry)
+            is_proven = is_here and digest in proven
+            states.append(FileResidency(entry.size_bytes, held, is_proven))
         return measure_residency(states)
 
     def _count_held_bytes(self, entry: FileEntry) -> int:
@@ -327,6 +327,38 @@ class Cache:
         if active is not None:
             return active.fetch.state.held_bytes
         return min(self.context.store.count_held_bytes(entry.digest), entry.size_bytes)
+
+    async def find_path(self, snapshot: Snapshot) -> str | None:
+        """
+        Return the folder that a loader opens, with every file of a resident snapshot in it.
+
+        Links that are missing are made: files may have come for another snapshot, or a crash
+        came before the links. None where they cannot be made.
+        """
+        folder = self.context.tree.snapshot_path(snapshot.id)
+
+        def list_missing() -> list[FileEntry]:
+            return [entry for entry in snapshot.files if not (folder / entry.path).exists()]
+
+        missing = await self.context.in_bulk(list_missing)
+        if missing:
+            names = [
+                name
+                for name, commit in await self.librarian.list_branches(snapshot.id.repo)
+                if commit == snapshot.id.commit
+            ]
+            reference = ModelReference(snapshot.id.repo, snapshot.id.commit)
+            row = await self.librarian.find_cached(reference)
+            if row is None:
+                return None
+            try:
+                for name in names or [snapshot.id.commit]:
+                    await self.publish_to_tree(Resolved(row, name, is_stale=True), missing)
+            except StoreError as error:
+                log.warning("%s was not linked into the tree: %s", snapshot.id, error)
+            if await self.context.in_bulk(list_missing):
+                return None
+        return str(folder)
 
     def path_of(self, snapshot_id: SnapshotId) -> str:
         """Return the folder that a loader opens."""

@@ -90,12 +90,13 @@ class Evictor:
         self.evicted: Counter[Kind] = Counter()
         self.evicted_bytes = 0
 
-    async def survey(self, *, is_sweep: bool = False) -> Survey:
+    async def survey(self, *, is_sweep: bool = False, is_report: bool = False) -> Survey:
         """
         Look at all that is here.
 
         Args:
             is_sweep: Also for leftovers, and for adopted files that are ours alone by now.
+            is_report: Something may be evicted meanwhile: what is seen is not kept for later.
 
         Raises:
             StoreError: The disk failed.
@@ -121,7 +122,7 @@ class Evictor:
             tuple(leftovers),
         )
         blob_bytes = sum(own.values())
-        if not released:
+        if not released and not is_report:
             self._gauge.note_walk(blob_bytes, rows.counted_bytes)
         return Survey(
             view,

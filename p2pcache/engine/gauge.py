@@ -48,8 +48,9 @@ class Gauge:
         if self._overhead_bytes is None:
             await self.calibrate()
         context, settings = self._context, self._context.settings
-        counted = await context.index.call(lambda index: index.inventory.measure_taken())
+        # The index last: a file that gets its row in between is counted twice, not never.
         partial_bytes = await context.in_bulk(context.store.measure_partials)
+        counted = await context.index.call(lambda index: index.inventory.measure_taken())
         usage = shutil.disk_usage(settings.store)
         return Figures(
             counted + (self._overhead_bytes or 0) + partial_bytes,

@@ -172,7 +172,7 @@ class Rooms:
     async def _refuse(
         self, room: Room, reason: str, survey: Survey | None = None
     ) -> StoreFullError:
-        survey = survey or await self._evictor.survey()
+        survey = survey or await self._evictor.survey(is_report=True)
         need, figures = await self._measure_need(room), await self._gauge.read()
         report = measure_room(survey.view)
         kept = ", ".join(f"{n:,} {p}" for p, n in report.protected_bytes.items() if n)

@@ -284,7 +284,7 @@ class Space:
         Raises:
             StoreError: The disk failed.
         """
-        survey = await self.evictor.survey()
+        survey = await self.evictor.survey(is_report=True)
         sums = await self._context.index.call(lambda index: index.inventory.measure())
         return await self.measure(), sums, measure_room(survey.view)
 

@@ -190,6 +190,8 @@ class Twins:
         )
         here = await self._context.in_bulk(self._read_heads, blobs) if blobs else {}
         wanted = found.tensors if here else None
+        if here and wanted is None and 0 in self._state.have:
+            wanted = await self._context.in_bulk(self._read_own_head)
         if here and wanted is None:
             wanted = await self._try_read_head()
         if wanted is None or wanted.layout() != order.layout:
@@ -219,6 +221,13 @@ class Twins:
             if tensors is not None:
                 heads[blob] = tensors
         return heads
+
+    def _read_own_head(self) -> TensorMap | None:
+        """Read the head in the file that is being filled; None when it is not all there."""
+        try:
+            return find_tensors(self._partial.fd, self._state.order.layout.size_bytes)
+        except OSError:
+            return None  # whoever needs the chunk says so
 
     async def _try_read_head(self) -> TensorMap | None:
         try:
@@ -283,10 +292,12 @@ class Twins:
     async def _probe(self, likeness: Likeness) -> bytes | None:
         """Read a few bytes at the hub; None when it is of no use, or gives none."""
         clock, budget = self._context.clock, self._context.budget
-        while self._may_take(LIKENESS_SOURCE) and clock.monotonic_s() < budget.paused_until_s:
+        while True:
+            if not self._may_take(LIKENESS_SOURCE) or self._probe_failures >= PROBE_FAILURES_MAX:
+                return None
+            if clock.monotonic_s() >= budget.paused_until_s:
+                break
             await asyncio.sleep(LOOK_INTERVAL_S)
-        if not self._may_take(LIKENESS_SOURCE) or self._probe_failures >= PROBE_FAILURES_MAX:
-            return None
         budget.requests_inflight += 1
         try:
             return await self._context.on_wire(

@@ -223,8 +223,11 @@ def _stage(store: FileBlobStore, order: AdoptOrder, watch: AdoptWatch) -> Iterat
         raise store_error(error, folder) from error
     fd, placing = -1, Placing.LINKED
     try:
-        fd, placing = _place(store, order, path, watch)
-        status = os.fstat(fd)
+        try:
+            fd, placing = _place(store, order, path, watch)
+            status = os.fstat(fd)
+        except OSError as error:
+            raise store_error(error, path) from error
         is_same = placing in (Placing.REFLINKED, Placing.COPIED) or (
             stat.S_ISREG(status.st_mode) and FileIdentity.of(status) == order.identity
         )

@@ -55,6 +55,9 @@ class FileBlobStore:
         self.root = root
         self._blobs = root / "blobs"
         self._partial = root / "partial"
+        # Bytes of published files whose row may not be there yet, until discard(): they are in
+        # neither partial/ nor the index, and must be counted all the same.
+        self._unrecorded: dict[BlobDigest, int] = {}
         # Partials whose record outlived a failed sync, on a disk that failed altogether.
         self._uncleared: set[BlobDigest] = set()
         for folder in (self._blobs / "sha256", self._blobs / "gitsha1", self._partial):
@@ -101,7 +104,10 @@ class FileBlobStore:
         assert proof.blob == partial.blob, "a proof of another blob"
         proof.check(str(partial.path))
         target = self.path_of(partial.blob)
-        stamp = stamp_of(partial.seal(PUBLIC_MODE if is_public else RESTRICTED_MODE))
+        status = partial.seal(PUBLIC_MODE if is_public else RESTRICTED_MODE)
+        stamp = stamp_of(status)
+        # Before the name changes: at no time may the file be counted nowhere.
+        self._unrecorded[partial.blob] = status.st_blocks * _STAT_BLOCK_SIZE_BYTES
         try:
             target.parent.mkdir(mode=0o755, exist_ok=True)
             os.rename(partial.path, target)
@@ -210,6 +216,7 @@ class FileBlobStore:
                 path.unlink(missing_ok=True)
             except OSError as error:
                 raise store_error(error, path) from error
+        self._unrecorded.pop(blob, None)
 
     def iter_blobs(self) -> Iterator[tuple[BlobDigest, FileStamp]]:
         """Iterate over the published files; foreign names are passed over."""
@@ -260,13 +267,21 @@ class FileBlobStore:
         """Return whether bytes of an unpublished blob are in `partial/`."""
         return self._partial_path(blob).exists()
 
+    def is_recorded(self, blob: BlobDigest) -> bool:
+        """Return whether a have-record speaks of an unpublished blob; else it has nothing."""
+        return self._record_path(blob).exists()
+
     def measure_partials(self) -> int:
-        """Return the bytes that files in `partial/` take on disk."""
+        """
+        Return the bytes on disk of files in `partial/`, and of those that were just published
+        from there and are not recorded yet.
+        """
         size_bytes = 0
         for path in self._partial.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 size_bytes += path.stat().st_blocks * _STAT_BLOCK_SIZE_BYTES
-        return size_bytes
+        # After the folder: what leaves it meanwhile is counted twice, not never.
+        return size_bytes + sum(list(self._unrecorded.values()))
 
     def find_layout(self, blob: BlobDigest) -> Layout | None:
         """Return how an idle partial is cut; None when there is none."""

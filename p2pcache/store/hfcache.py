@@ -297,11 +297,18 @@ class _Repo:
             self._skip(path, "it is no regular file")
         elif _is_inside(real, self._own):
             self._skip(path, "it is in p2pcache's own store")
+        elif name is None and not self._is_of_cache(real):
+            # No digest stands against it: it may be any file that the daemon's user can read.
+            self._skip(path, "it leads out of the cache, and its name does not say what it holds")
         elif status.st_size > BLOB_SIZE_BYTES_MAX:
             self._skip(path, "it is larger than any file that can be stored")
         else:
             return FoundFile(show_path(path, self._root), real, FileIdentity.of(status), name)
         return None
+
+    def _is_of_cache(self, real: Path) -> bool:
+        """Return whether a resolved path lies in the repository's folder, wherever that is."""
+        return _is_inside(real, Path(os.path.realpath(self._path)))
 
     def _read_listing(self, snapshot_id: SnapshotId) -> Snapshot | None:
         path = self._path / "trees" / f"{snapshot_id.commit}.json"

@@ -62,8 +62,7 @@ def recover(store: FileBlobStore, tree: HubTree, index: Index, *, wall_s: float)
     A file without a row gets one (unproven: hashed before first use); a row without a file goes;
     a damaged file whose setting aside was interrupted leaves the hub tree; a partial whose blob is
     published already goes; an index that is new, or older than the store, learns snapshots from
-    the tree, and one that is new the pins from their file; temporary files of a killed process
-    go.
+    the tree; pins that are in their file alone come back; temporary files of a killed process go.
     """
     on_disk = dict(store.iter_blobs())
     with index.batch():
@@ -75,14 +74,14 @@ def recover(store: FileBlobStore, tree: HubTree, index: Index, *, wall_s: float)
         withdraw(store, tree, index.catalogue.list_places(blob))
     partials = 0
     for blob in list(store.iter_partials()):
-        if blob in on_disk or not store.is_filling(blob):
+        if blob in on_disk or not store.is_filling(blob) or not store.is_recorded(blob):
             store.discard(blob)
         else:
             partials += 1
     if index.was_rebuilt or found:
         _learn_catalogue(tree, index, wall_s=wall_s)
-    if index.was_rebuilt:
-        restore_pins(store.root, index)
+    # Always, not for a new index alone: a start that failed halfway may have left one without them.
+    restore_pins(store.root, index)
     if lost:
         log.warning("%d files of the index are gone from the disk; their rows were dropped", lost)
     leftovers = sum(map(_try_remove, _iter_leftovers(store.root, tree.root)))

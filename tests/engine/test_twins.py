@@ -24,6 +24,7 @@ from p2pcache.core.layout import Layout
 from p2pcache.core.likeness import FIRST_PROBES, PROBE_BYTES
 from p2pcache.core.tensors import Segment
 from p2pcache.core.verify import verify_chunk
+from p2pcache.engine import twins
 from p2pcache.engine.dispatch import Dispatcher
 from p2pcache.engine.fetches import ActiveFetch
 from p2pcache.engine.layouts import FoundLayout
@@ -413,13 +414,27 @@ async def test_copies_alone_are_enough_while_the_hub_is_away(
 async def test_peers_that_give_no_table_do_not_hold_up_the_fetch(
     with_base: Engine, hub: Hub, make_peer: MakePeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two are asked; then the names of tensors have to do."""
-    monkeypatch.setattr("p2pcache.engine.layouts.TABLE_TIMEOUT_S", 0.2)
-    for number in range(1, 5):
-        peer = await make_peer(TUNED, number=number)
+    """Some are asked how the file is cut, two what is in it; then names have to do."""
+    peers = [await make_peer(TUNED, number=number) for number in range(1, 5)]
+    for peer in peers:
         peer.layouts[BLOB] = LAYOUT
         peer.run_status = 503
         await with_base.meet(peer.address)
+    active = await fetch(with_base)
+    assert is_published(with_base)
+    assert set(active.fetch.state.find_likely()) == SHARED_CHUNKS
+    assert sum(len(peer.asked) for peer in peers) == len(peers) + twins.TABLE_PEERS_MAX
+
+
+async def test_table_of_another_layout_than_was_said_promises_nothing(
+    with_base: Engine, hub: Hub, make_peer: MakePeer
+) -> None:
+    """Its chunk 3 is not our chunk 3."""
+    peer = await make_peer(TUNED)
+    peer.cut(TUNED, Layout(len(TUNED)))
+    peer.layouts[BLOB] = LAYOUT
+    peer.run_status = 503
+    await with_base.meet(peer.address)
     active = await fetch(with_base)
     assert is_published(with_base)
     assert set(active.fetch.state.find_likely()) == SHARED_CHUNKS
@@ -640,13 +655,25 @@ class HeldCopies:
         monkeypatch.setattr(FilePartial, "copy_chunk", copy_chunk)
 
 
+@pytest.mark.parametrize("is_promised", [True, False], ids=["out of a restricted file", "likely"])
 async def test_no_body_begins_while_a_guess_is_being_copied(
-    make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch, gate: asyncio.Event
+    make_cache: MakeCache,
+    hub: Hub,
+    make_peer: MakePeer,
+    monkeypatch: pytest.MonkeyPatch,
+    gate: asyncio.Event,
+    is_promised: bool,
 ) -> None:
     """Before the first copied chunk is counted, nothing else shows that there will be some."""
     engine = await make_cache(trust_peers=True)
     gate.set()
-    await fetch(engine, BASE_REPO)
+    if is_promised:
+        hub.add(Repository("org/closed", {NAME: BASE}, private=True, tokens=[TOKEN]))
+        assert await engine.read("org/closed", NAME, token=TOKEN) == BASE
+        peer = await make_holder(make_peer)
+        await engine.meet(peer.address)
+    else:
+        await fetch(engine, BASE_REPO)
     gate.clear()
     copies = HeldCopies(monkeypatch)
     active = await engine.start_fetch(TUNED_REPO, NAME)
@@ -839,7 +866,9 @@ def keep_chunks(engine: Engine, sources: dict[int, str]) -> None:
     opened.close()
 
 
-async def test_part_that_is_half_here_is_copied_to_its_end(with_base: Engine, hub: Hub) -> None:
+async def test_part_that_is_half_here_is_copied_to_its_end(
+    with_base: Engine, hub: Hub, looks: Looks
+) -> None:
     """A stop in the middle of a tensor does not make the rest of it be fetched."""
     [first, *rest] = sorted(chunks_of(TUNED, ["layers.5.weight"]))
     keep_chunks(with_base, {first: UPSTREAM_SOURCE, 0: UPSTREAM_SOURCE})
@@ -847,6 +876,8 @@ async def test_part_that_is_half_here_is_copied_to_its_end(with_base: Engine, hu
     assert is_published(with_base)
     assert set(active.fetch.state.copied) == SHARED_CHUNKS - {first}
     assert set(rest) <= set(active.fetch.state.copied)
+    assert hub.stats.path_bytes[KEY] == HEAD_BYTES + NEW_BYTES + sum(looks) - LAYOUT.length_of(0)
+    assert active.fetch.state.bytes_from["disk"] == LAYOUT.measure(SHARED_CHUNKS | {0})
 
 
 async def test_guesses_of_an_earlier_run_are_guesses_still(
@@ -889,7 +920,7 @@ async def test_stop_and_start_again_costs_no_more_than_the_new_bytes(
     hub: Hub,
     looks: Looks,
 ) -> None:
-    """Copies and fetched chunks of the first run are all used by the second."""
+    """Copies and fetched chunks of the first run are used by the second, but for what hung."""
     engine = await make_cache()
     await fetch(engine, BASE_REPO)
     hub.stats.reset()
@@ -901,4 +932,4 @@ async def test_stop_and_start_again_costs_no_more_than_the_new_bytes(
     again = await make_cache()
     await fetch(again)
     assert is_published(again)
-    assert hub.stats.path_bytes[KEY] <= HEAD_BYTES + NEW_BYTES + sum(looks) + 3 * 16_384
+    assert hub.stats.path_bytes[KEY] <= HEAD_BYTES + NEW_BYTES + sum(looks) + 4 * 16_384

@@ -222,17 +222,21 @@ def test_read_dangling_and_circular_links_are_named(
         assert f"{prefix}/{name}" in found.skipped
 
 
-def test_read_a_link_that_somebody_made_elsewhere_has_no_name(
+def test_read_a_link_that_leads_out_of_the_cache_is_not_followed(
     foreign: ForeignCache, repository: Repository, tmp_path: Path
 ) -> None:
-    """Only a link into blobs/ with an etag says what its content is."""
+    """Only a link into blobs/ with an etag says what its content is; others may lead anywhere."""
     snapshot = foreign.add(repository)
     (tmp_path / "mine").write_bytes(b"mine")
     (snapshot / "mine.bin").symlink_to(tmp_path / "mine")
     (tmp_path / ("a" * 64)).write_bytes(b"mine")
     (snapshot / "other.bin").symlink_to(tmp_path / ("a" * 64))
-    found = only(read_cache(foreign.root, NOWHERE)).files
-    assert (found["mine.bin"].name, found["other.bin"].name) == (None, None)
+    found = read_cache(foreign.root, NOWHERE)
+    assert set(only(found).files) == set(FILES)
+    assert set(map(Path, found.skipped)) == {
+        (snapshot / name).relative_to(foreign.root) for name in ("mine.bin", "other.bin")
+    }
+    assert all("leads out" in reason for reason in found.skipped.values())
 
 
 def test_read_fifos_folders_and_devices_are_no_files(

@@ -242,12 +242,12 @@ def test_recover_index_older_than_the_store_learns_what_it_lacks(world: World) -
 
 
 def test_recover_lost_index_gets_its_pins_back(world: World) -> None:
-    """Pins are in a file of their own; an index that was not lost is not told of them again."""
+    """Pins are in a file of their own; a start that failed halfway left an index without them."""
     pin = RefRow(REPO, "main", COMMIT, 5.0)
     write_pins(world.store.root, [pin])
     world.index.was_rebuilt = False
     world.recover()
-    assert world.index.roots.list_pins() == []
+    assert world.index.roots.list_pins() == [pin]
     world.restart_without_index()
     world.recover()
     assert world.index.roots.list_pins() == [pin]
@@ -445,3 +445,12 @@ def test_recover_hostile_listing_is_passed_over(world: World, files: object) -> 
     world.recover()
     assert world.index.catalogue.list_snapshots() == [ID]
     assert world.index.catalogue.list_refs(REPO) == []
+
+
+def test_partial_whose_record_was_never_made_goes_at_start(world: World) -> None:
+    """A kill between the two files of a new partial leaves one that nothing speaks of."""
+    partial = world.store.open_partial(FIRST.blob, FIRST.layout)
+    partial.close()
+    partial.record_path.unlink()
+    assert world.recover().partials == 0
+    assert list(world.store.iter_partials()) == []
