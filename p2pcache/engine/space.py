@@ -45,6 +45,8 @@ log = logging.getLogger(__name__)
 LOOK_INTERVAL_S = 60.0
 # Not more often than this, however many fetches end.
 LOOK_PAUSE_S = 1.0
+# Owners of adopted files may remove theirs at any time; to look for that costs a walk.
+RELEASE_INTERVAL_S = 3600.0
 # When eviction gave nothing back, for programs still read the files, no more goes for the disk's
 # sake for so long: it would empty the store in vain.
 FLOOR_PAUSE_S = 600.0
@@ -80,6 +82,7 @@ class Space:
         self.rooms = Rooms(context, self.holds, self.evictor, self._gauge, self._lock)
         self._used: dict[SnapshotId, None] = {}
         self._floor_paused_until_s = 0.0
+        self._release_s = 0.0
         self._wake = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
 
@@ -221,9 +224,31 @@ class Space:
             await asyncio.sleep(LOOK_PAUSE_S)
             self._wake.clear()
             try:
+                await self._release_now_and_then()
                 await self.look()
             except P2PCacheError as error:
                 log.warning("the store was not looked after: %s", error)
+
+    async def _release_now_and_then(self) -> None:
+        """Count adopted files whose other owner is gone as what they are by now: ours."""
+        now_s = self._context.clock.monotonic_s()
+        if now_s < self._release_s:
+            return
+        self._release_s = now_s + RELEASE_INTERVAL_S
+        await self.release_ownerless()
+
+    async def release_ownerless(self) -> None:
+        """
+        Take over adopted files that nobody else has any more: they count, and may be evicted.
+
+        Raises:
+            StoreError: The disk failed.
+        """
+        async with self._lock:
+            survey = await self.evictor.survey(is_sweep=True)
+            if survey.released:
+                await self.evictor.release(survey)
+                await self._gauge.calibrate()
 
     def _wake_up(self) -> None:
         self._wake.set()

@@ -10,10 +10,12 @@ Source: docs/reference/bundle-format.md.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 from p2pcache.core.chunktable import ChunkTable
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.refs import ModelReference
+from p2pcache.core.snapshot import Snapshot
 from p2pcache.core.verify import digest_of
 from p2pcache.engine.bundleimport import ImportedBundle, ImportOrder
 from p2pcache.engine.bundles import Bundles
@@ -108,6 +110,23 @@ def forge(archive: bytes, contents: Mapping[str, bytes]) -> bytes:
         else part.content
         for part in forged.iter_parts()
     )
+
+
+def relist(archive: bytes, path: str) -> bytes:
+    """Give one file another entry in the tree, as a forged list does, and make the rest fit."""
+    manifest = manifest_of(archive)
+    files = [
+        replace(entry, tree_oid="f" * 40) if entry.path == path else entry
+        for entry in manifest.snapshot.files
+    ]
+    forged = BundleManifest.of(
+        Snapshot.of(manifest.snapshot.id, files),
+        list(manifest.revisions),
+        {table.blob: table for table in manifest.tables},
+        is_public=manifest.is_public,
+    )
+    head = head_to_bytes(forged.to_bytes())
+    return head + archive[len(head_to_bytes(manifest.to_bytes())) :]
 
 
 def _retable(table: ChunkTable, content: bytes) -> ChunkTable:

@@ -48,6 +48,7 @@ from tests.engine.archives import (
     manifest_of,
     place_of,
     reader_of,
+    relist,
 )
 from tests.engine.conftest import (
     CHUNK_BYTES,
@@ -310,6 +311,17 @@ async def test_import_of_a_changed_chunk_names_it_and_goes_on_later(
     assert list_partial(other) == [f"sha256-{BLOB.hex}", f"sha256-{BLOB.hex}.have"]
     again = await import_archive(other, archive)
     assert again.written_bytes == len(WEIGHTS) - bad * CHUNK_BYTES
+    assert await other.read(REPO, NAME) == WEIGHTS
+
+
+async def test_import_of_a_forged_list_does_not_stand_in_the_true_ones_way(
+    archive: bytes, other: Engine
+) -> None:
+    """A commit's list that nothing bore out is forgotten with the bundle that claimed it."""
+    forged = relist(archive, NAME)
+    with pytest.raises(BundleCorruptError, match="chunk"):
+        await import_archive(other, flip(forged, place_of(forged, NAME)))
+    assert (await import_archive(other, archive)).written_bytes > 0
     assert await other.read(REPO, NAME) == WEIGHTS
 
 

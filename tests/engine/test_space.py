@@ -15,6 +15,7 @@ import shutil
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -65,6 +66,15 @@ def list_files(engine: Engine) -> dict[str, tuple[int, int]]:
         for path in sorted(engine.root.rglob("*"))
         if (path.is_file() or path.is_symlink()) and "index.sqlite" not in path.name
     }
+
+
+async def until_models(engine: Engine, repos: list[str]) -> None:
+    """Wait until exactly these models are here."""
+    async with asyncio.timeout(20):
+        for _ in iter(int, 1):
+            if await list_models(engine) == repos:
+                return
+            await asyncio.sleep(0.01)
 
 
 def measure_disk(engine: Engine) -> int:
@@ -643,6 +653,61 @@ async def test_adopted_files_free_nothing_until_their_other_owner_is_gone(
 
 
 # --- looking after the store ---
+
+
+async def test_adopted_file_whose_owner_went_is_counted_without_anybody_asking(
+    make_cache: MakeCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is walked now and then; what is ours alone binds the quota from then on."""
+    monkeypatch.setattr(space_module, "LOOK_PAUSE_S", 0.01)
+    monkeypatch.setattr(space_module, "LOOK_INTERVAL_S", 0.02)
+    monkeypatch.setattr(space_module, "RELEASE_INTERVAL_S", 0.05)
+    engine = await make_cache(quota_bytes=ONE_AND_A_HALF)
+    await engine.cache.space.open()
+    await pull(engine, A)
+    _, weights = await engine.find(A, "model.bin")
+    foreign = tmp_path / "foreign"
+    foreign.hardlink_to(engine.context.store.path_of(weights.digest))
+    await engine.context.index.call(
+        lambda index: index.blobs.set_adopted(weights.digest, is_adopted=True)
+    )
+    await engine.cache.space.gc(is_dry_run=False)
+    await pull(engine, B)
+    assert await list_models(engine) == [A, B]
+    foreign.unlink()
+    await until_models(engine, [B])
+    assert (await engine.cache.space.measure()).own_bytes == measure_disk(engine)
+
+
+async def test_file_that_has_its_name_and_no_row_yet_is_counted(make_cache: MakeCache) -> None:
+    """Between the rename and the row a file is in neither partial/ nor the index."""
+    engine = await make_cache()
+    put = engine.cache.shelf.put
+    seen: list[int] = []
+
+    async def measure_first(*arguments: Any, **named: Any) -> None:
+        seen.append((await engine.cache.space.measure()).own_bytes)
+        await put(*arguments, **named)
+
+    engine.cache.shelf.put = measure_first  # type: ignore[method-assign]
+    await pull(engine, A)
+    assert max(seen) >= WEIGHTS_BYTES
+    assert (await engine.cache.space.measure()).own_bytes == measure_disk(engine)
+
+
+async def test_resident_snapshot_without_links_gets_them_when_it_is_asked_for(
+    make_cache: MakeCache,
+) -> None:
+    """A crash before the links, or a folder that somebody deleted, is mended by the question."""
+    engine = await make_cache()
+    job = await engine.pull(A)
+    assert job.path is not None
+    folder = Path(job.path)
+    shutil.rmtree(folder.parent.parent)
+    snapshot, _ = await engine.find(A, "model.bin")
+    assert await engine.cache.find_path(snapshot) == job.path
+    assert (folder / "model.bin").read_bytes() == CONTENTS["a"]
+    assert (folder.parent.parent / "refs" / "main").read_text() == snapshot.id.commit
 
 
 async def test_store_above_its_quota_goes_down_by_itself(
