@@ -31,6 +31,7 @@ from p2pcache.engine.swarm import Swarm
 from p2pcache.engine.twins import Twins
 from p2pcache.errors import IntegrityError, NoSourceError, StoreError
 from p2pcache.store.base import FileStamp
+from p2pcache.store.disk import store_error
 from p2pcache.store.filelayout import find_file_layout, hash_file
 from p2pcache.store.partial import LIKENESS_SOURCE, FilePartial
 from p2pcache.transfer.peer import thread_buffer
@@ -359,7 +360,10 @@ class BlobFetch:
         if self._cut.is_certain:
             return table
         fd, size_bytes = self.partial.fd, self.layout.size_bytes
-        layout = await self._context.in_bulk(find_file_layout, fd, size_bytes)
+        try:
+            layout = await self._context.in_bulk(find_file_layout, fd, size_bytes)
+        except OSError as error:
+            raise store_error(error, self.partial.path) from error
         if layout == table.layout:
             return table
         peer_id = self._cut.claimed_by

@@ -66,10 +66,11 @@ async def see_through(work: Awaitable[T]) -> T:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait({task})
+        _retrieve(task)
         raise
 
 
-def _retrieve(task: asyncio.Task[Any]) -> None:
+def _retrieve(task: asyncio.Future[Any]) -> None:
     """Look at the outcome, so that one that nobody waits for any more is not complained of."""
     if not task.cancelled():
         task.exception()

@@ -40,6 +40,7 @@ class HubTree:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._changed: set[Path] = set()
         self._lock = threading.Lock()
         self._has_no_links = False
         # What was published since the start: a leftover may be needed again by what came after.
@@ -93,6 +94,7 @@ class HubTree:
                 return
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file_atomically(path, content)
+            self._note_changed(path.parent)
 
     def publish_file(self, snapshot_id: SnapshotId, entry: FileEntry, blob_path: Path) -> None:
         """
@@ -122,7 +124,8 @@ class HubTree:
         repo = self.repo_path(snapshot_id.repo)
         blob_link = repo / "blobs" / entry.digest.hex
         blob_link.parent.mkdir(parents=True, exist_ok=True)
-        _replace_link(blob_link, blob_path)
+        if _replace_link(blob_link, blob_path):
+            self._note_changed(blob_link.parent)
         link = self.snapshot_path(snapshot_id) / entry.path
         link.parent.mkdir(parents=True, exist_ok=True)
         target = os.path.relpath(blob_link, link.parent)
@@ -131,6 +134,7 @@ class HubTree:
             temporary.unlink(missing_ok=True)
             _make_symlink(temporary, target)
             temporary.rename(link)
+            self._note_changed(link.parent)
 
     def withdraw_file(self, snapshot_id: SnapshotId, entry: FileEntry, blob_path: Path) -> bool:
         """
@@ -192,9 +196,9 @@ class HubTree:
         path = self.repo_path(repo) / "refs" / revision
         with self._lock, _translating_errors(path):
             self._begin_change(repo)
-            with contextlib.suppress(OSError, ValueError):
-                if path.read_text() == commit:
-                    return
+            if _reads(path, commit):
+                self._sync_changed()
+                return
             # Git has never `a` and `a/b` at once: what is in the way is gone at the hub.
             for parent in path.parents[: revision.count("/")]:
                 if parent.is_file():
@@ -203,6 +207,21 @@ class HubTree:
                 shutil.rmtree(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file_atomically(path, commit.encode())
+            self._note_changed(path.parent)
+            self._sync_changed()
+
+    def _note_changed(self, *folders: Path) -> None:
+        """Remember folders whose names are not durable yet, with those that they lie in."""
+        for folder in folders:
+            inside = [f for f in (folder, *folder.parents) if f.is_relative_to(self.root)]
+            self._changed.update(inside)
+
+    def _sync_changed(self) -> None:
+        """Make names durable: whoever was told that a model is here finds it after a power cut."""
+        for folder in sorted(self._changed):
+            with contextlib.suppress(FileNotFoundError):  # evicted since
+                sync_directory(folder)
+            self._changed.discard(folder)
 
     def iter_trees(self) -> list[tuple[RepoId, str, dict[str, object]]]:
         """Return (repository, commit, files) of every listing in the tree, for a rebuild."""
@@ -266,19 +285,28 @@ def _make_symlink(link: Path, target: str) -> None:
         raise
 
 
-def _replace_link(link: Path, blob_path: Path) -> None:
+def _reads(path: Path, text: str) -> bool:
+    try:
+        return path.read_text() == text
+    except (OSError, ValueError):
+        return False
+
+
+def _replace_link(link: Path, blob_path: Path) -> bool:
     """
     Make link the same file as blob_path: hard, or symbolic where hard links fail, and where the
-    blob is itself a reference to somebody's file, of which another name would outlive it.
+    blob is itself a reference to somebody's file, of which another name would outlive it. Returns
+    whether it was not that already.
     """
     with contextlib.suppress(OSError):
         if link.samefile(blob_path):
-            return
+            return False
     temporary = link.with_name(f".{link.name}.{os.getpid()}")
     temporary.unlink(missing_ok=True)
     if blob_path.is_symlink() or not _try_link(blob_path, temporary):
         _make_symlink(temporary, os.path.relpath(blob_path, link.parent))
     temporary.rename(link)
+    return True
 
 
 def _try_link(blob_path: Path, link: Path) -> bool:

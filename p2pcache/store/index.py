@@ -34,6 +34,9 @@ from p2pcache.store.watchlist import Watchlist
 
 log = logging.getLogger(__name__)
 
+# In the file's `user_version`, once recover() has been through: a start that a crash ended half
+# way is begun anew, or pins would be lost for good.
+_FILLED = 1
 _OUR_NAMES = {migration.name for migration in migrations._migrations}
 
 
@@ -42,7 +45,7 @@ def open_database(path: Path) -> tuple[Database, bool]:
     Open the index and bring its tables up to date.
 
     Returns:
-        The database, and whether it was empty.
+        The database, and whether it was never filled from the store.
 
     Raises:
         IndexCorruptError: It is not a readable SQLite file.
@@ -70,7 +73,8 @@ def open_database(path: Path) -> tuple[Database, bool]:
         migrations.apply(db)
         if CheckList(db).is_garbled():
             raise IndexCorruptError(f"The index {path} is damaged; it is rebuilt from the store.")
-        return db, not applied
+        (state,) = connection.execute("PRAGMA user_version").fetchone()
+        return db, state != _FILLED
     except sqlite3.DatabaseError as error:
         connection.close()
         raise translate_error(error, path) from error
@@ -131,6 +135,11 @@ class Index:
                     self.path.with_name(self.path.name + suffix).rename(f"{aside}{suffix}")
         except OSError as error:
             raise store_error(error, self.path) from error
+
+    def note_filled(self) -> None:
+        """Record that all that the store knows is in here."""
+        self._db.execute(f"PRAGMA user_version = {_FILLED}")
+        self._db.conn.commit()
 
     @contextlib.contextmanager
     def batch(self) -> Iterator[None]:

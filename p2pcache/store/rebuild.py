@@ -84,6 +84,8 @@ def recover(store: FileBlobStore, tree: HubTree, index: Index, *, wall_s: float)
     restore_pins(store.root, index)
     if lost:
         log.warning("%d files of the index are gone from the disk; their rows were dropped", lost)
+    if index.was_rebuilt:
+        index.note_filled()
     leftovers = sum(map(_try_remove, _iter_leftovers(store.root, tree.root)))
     return RecoveryReport(index.was_rebuilt, len(found), lost, partials, leftovers)
 

@@ -44,16 +44,19 @@ class RepoFolder:
 
     def withdraw(self, commit: str) -> None:
         """
-        Take out a commit: refs, listing, links, and the blob links that no other commit needs.
+        Take out a commit: refs, links, listing, and the blob links that no other commit needs.
 
         A commit of which a program made links to files of its own keeps its refs and listing.
         """
         ours, has_foreign = self._list_links(commit)
         if not has_foreign:
-            for path in [*self._find_refs(commit), self._listing_of(commit)]:
+            for path in self._find_refs(commit):
                 path.unlink(missing_ok=True)
         for link, _ in ours:
             link.unlink(missing_ok=True)
+        if not has_foreign:
+            # Last: while there are links, it tells an offline client that some are missing.
+            self._listing_of(commit).unlink(missing_ok=True)
         needed = self._find_needed()
         for digits in {digits for _, digits in ours} - needed:
             if self._is_ours(digits):

@@ -38,6 +38,8 @@ from tests.faults.world import CHUNK_BYTES, WORLD
 RECOVERY_S_MAX = 5.0
 # The unit of a disk's free room in a plan.
 FILL_STEP_BYTES = 4096
+# What a model that is all here may be called after a start: its files may have to be hashed again.
+HERE_STATES = ("resident", "verifying")
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,8 @@ class Lab:
         promises.take_in(fault.messages)
         if case.plan.action in ENDINGS and case.plan.number:
             promises.take_in(self._kill_again(case, operation, bay).messages)
-        verdict.outcome = verdict.outcome or ("killed" if fault.was_killed else "it works")
+        if fault.was_killed or not verdict.outcome:
+            verdict.outcome = "killed" if fault.was_killed else "it works"
         self._note_end(verdict, fault, is_ending=case.plan.action in ENDINGS)
         verdict.findings += _oracle(bay.site, operation).examine(is_settled=False)
         again = run_child(
@@ -161,6 +164,9 @@ class Lab:
 
     def _note_end(self, verdict: Verdict, outcome: Outcome, *, is_ending: bool) -> None:
         """A child ends by itself, or by the kill that was planned."""
+        if is_ending and verdict.was_reached and not outcome.was_killed:
+            text = "it was to be killed, and went on: the harness is wrong"
+            verdict.findings.append(Finding(Rule.BEHAVIOUR, text))
         if outcome.is_hung:
             verdict.findings.append(Finding(Rule.BEHAVIOUR, f"it hangs:\n{outcome.log}"))
         elif not outcome.is_well and not (is_ending and outcome.was_killed):
@@ -262,9 +268,14 @@ class Lab:
             _tell_findings(channel, oracle.check_promises(promises))
             states = await bench.measure()
             _tell_findings(channel, oracle.check_claims(states, have, operation.doubtful))
+            for repo in promises.snapshots:
+                if states.get(repo) not in HERE_STATES:
+                    text = f"{repo} was complete and is called {states.get(repo, 'unknown')}"
+                    _tell_findings(channel, [Finding(Rule.LOST, text)])
             if operation.damaged:
                 await operation.act(bench)
             await bench.clean()
+            _tell_findings(channel, oracle.check_promises(promises))
             _tell_findings(channel, oracle.examine(is_settled=True))
             for repo in operation.wanted:
                 await bench.pull(repo)
