@@ -7,7 +7,7 @@ SEED ?= 1
 LANES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test check lint types layers format faults demo bench clean
+.PHONY: help venv test check lint types layers format faults demo bench swarm clean sim
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,11 +44,19 @@ faults: $(READY)  ## kills, power cuts, failing calls, full disks, bit rot: hour
 	P2PCACHE_SLOW=1 $(BIN)/python -m pytest tests/faults/test_bit_rot.py --timeout 3600
 	$(BIN)/python -m tests.faults run --lanes $(LANES) --seed $(SEED)
 
+sim: $(READY)  ## the swarm in simulated time: the issue's table, then 2,000 seeds with faults
+	for one in cold join kill seeder bad; do $(BIN)/python -m tests.sim --scenario $$one || exit 1; done
+	$(BIN)/python -m tests.sim campaign --seeds 2000
+
 demo: $(READY)  ## hub, three peers, a real model, the real client: a table of who gave what
 	$(BIN)/python -m bench.demo
 
 bench: $(READY)  ## one seeder to one peer, 1 GiB, with the raw limits beside it
 	$(BIN)/python -m bench.transfer
+
+swarm: $(READY)  ## a swarm behind shaped links, beside its rivals; ten minutes, as root
+	$(BIN)/python -m pip install --quiet --group bench
+	$(BIN)/python -m bench.swarm --rivals $(ARGS)
 
 clean:  ## remove what the verbs made
 	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,5 +1,6 @@
 """
-Owns the measure of the data plane: one seeder → one peer, 1 GiB, verified and written.
+Owns the measure of the data plane: one seeder → one peer, 1 GiB, verified and written; beside it
+the raw ceiling, libtorrent v2 and nginx → curl, where they are installed.
 
 Knows nothing of goals; prints both sides of every ratio from one run.
 Invariants: real daemons on loopback, page cache warm, file compared afterwards; the raw ceiling
@@ -20,16 +21,30 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blake3 import blake3
 
+from bench.daemonstats import read_cpu_s
+from bench.torrentpair import measure_torrent
+from bench.webserver import measure_nginx, run_curl
 from p2pcache.core.layout import CHUNK_SIZE_BYTES
 from tests.daemons import DaemonProcess
 from tests.hub import HubProcess
 
 MODEL = "bench/one"
 STREAMS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table: how long, and the CPU seconds of the sender and the receiver."""
+
+    name: str
+    seconds: float
+    sender_cpu_s: float
+    receiver_cpu_s: float | None = None
 
 
 def make_model(root: Path, size_bytes: int) -> Path:
@@ -54,8 +69,8 @@ def touch_memory(size_bytes: int) -> None:
     subprocess.run([sys.executable, "-c", code, str(size_bytes)], check=True)
 
 
-def measure_raw(source: Path, target: Path) -> float:
-    """Return the seconds of the bare work: STREAMS sockets, sendfile, recv_into, hash, write."""
+def measure_raw(source: Path, target: Path) -> Row:
+    """Return what the bare work takes: STREAMS sockets, sendfile, recv_into, hash, write."""
     size = source.stat().st_size
     share = size // STREAMS // CHUNK_SIZE_BYTES * CHUNK_SIZE_BYTES
     starts = [n * share for n in range(STREAMS)]
@@ -80,7 +95,7 @@ def measure_raw(source: Path, target: Path) -> float:
             offset += len(view)
         end.close()
 
-    started = time.monotonic()
+    before, started = os.times(), time.monotonic()
     threads = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         for offset, stop in zip(starts, ends, strict=True):
@@ -93,30 +108,103 @@ def measure_raw(source: Path, target: Path) -> float:
     for thread in threads:
         thread.join()
     os.fsync(target_fd)
-    elapsed = time.monotonic() - started
+    elapsed, after = time.monotonic() - started, os.times()
     os.close(source_fd)
     os.close(target_fd)
     target.unlink()
-    return elapsed
+    cpu_s = after.user - before.user + after.system - before.system
+    return Row(f"raw ceiling, {STREAMS} streams, BLAKE3, written, synced", elapsed, cpu_s)
 
 
-def measure_pull(daemon: DaemonProcess) -> tuple[float, dict[str, object]]:
-    """Return the seconds from the request to `done`, and the job."""
-    started = time.monotonic()
-    job = daemon.client.wait(str(daemon.client.pull(MODEL)["id"]), poll_s=0.02)
-    return time.monotonic() - started, job
+def measure_pull(daemon: DaemonProcess, sender_pid: int) -> tuple[Row, dict[str, object]]:
+    """Return what it takes from the request to `done`, and the job."""
+    before, started = (_cpu_of(sender_pid), _cpu_of(daemon.pid)), time.monotonic()
+    job = daemon.client.wait(str(daemon.client.pull(MODEL)["id"]), poll_s=0.05)
+    seconds = time.monotonic() - started
+    after = _cpu_of(sender_pid), _cpu_of(daemon.pid)
+    return Row("", seconds, after[0] - before[0], after[1] - before[1]), job
 
 
-def measure_curl(daemon: DaemonProcess, source: Path, target: Path) -> float | None:
-    """Return the seconds that curl needs for the same file from the gateway; None without curl."""
+def measure_gateway(daemon: DaemonProcess, source: Path, target: Path) -> Row | None:
+    """Return what curl needs for the same file from the gateway; None without curl."""
     if shutil.which("curl") is None:
         return None
+    before = _cpu_of(daemon.pid)
     url = f"{daemon.local}/{MODEL}/resolve/main/{source.name}"
-    started = time.monotonic()
-    subprocess.run(["curl", "--silent", "--fail", "--output", str(target), url], check=True)
-    elapsed = time.monotonic() - started
-    target.unlink()
-    return elapsed
+    seconds, curl_cpu_s = run_curl(url, target)
+    return Row("gateway → curl, nothing checked", seconds, _cpu_of(daemon.pid) - before, curl_cpu_s)
+
+
+def _cpu_of(pid: int) -> float:
+    used_s = read_cpu_s(pid)
+    if used_s is None:
+        raise RuntimeError(f"process {pid} is gone; see its log")
+    return used_s
+
+
+def measure_daemons(source: Path, root: Path) -> list[Row]:
+    """Return the rows of p2pcache: peer to peer, hub to daemon, gateway to curl."""
+    size = source.stat().st_size
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    with HubProcess(root / "models") as hub:
+        upstream = hub.url
+        with DaemonProcess(root / "a", upstream=upstream) as seeder:
+            touch_memory(2 * size)
+            from_hub, _ = measure_pull(seeder, hub.pid)
+            with DaemonProcess(root / "b", upstream=upstream, peers=[seeder.peer]) as peer:
+                touch_memory(2 * size)
+                from_peer, job = measure_pull(peer, seeder.pid)
+                fetched = hub.stats()["body_bytes"]
+            path = root / "b" / "blobs" / "sha256" / digest[:2] / digest
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == digest, "wrong bytes"
+            assert job["bytes_from_peers"] == size, job
+            shutil.rmtree(root / "b")
+            touch_memory(2 * size)
+            gateway = measure_gateway(seeder, source, root / "curl")
+    shutil.rmtree(root / "a")
+    print(f"upstream bytes ÷ model bytes, two daemons: {fetched / size:.3f}")
+    rows = [
+        replace(from_peer, name="p2pcache peer → peer, BLAKE3, SHA-256, written, synced"),
+        replace(from_hub, name="p2pcache hub → daemon, the same"),
+    ]
+    return rows + ([gateway] if gateway is not None else [])
+
+
+def measure_others(source: Path, root: Path) -> list[Row]:
+    """Return the rows of other programs, and say which are not there."""
+    rows = []
+    size = source.stat().st_size
+    touch_memory(2 * size)
+    torrent = measure_torrent(source, root / "torrent")
+    if torrent is None:
+        print("libtorrent: not installed (pip install libtorrent)")
+    else:
+        cpu = torrent.seeder_cpu_s, torrent.leecher_cpu_s
+        rows.append(Row("libtorrent v2, SHA-256, written", torrent.seconds, *cpu))
+    touch_memory(2 * size)
+    web = measure_nginx(source, root / "web")
+    if web is None:
+        print("nginx → curl: not there (apt-get install nginx-light curl)")
+    else:
+        name = "nginx → curl to a file, nothing checked"
+        rows.append(Row(name, web.seconds, web.server_cpu_s, web.client_cpu_s))
+    return rows
+
+
+def print_rows(rows: list[Row], size: int) -> None:
+    """Print speed, ratios to the first row and to libtorrent, and CPU seconds for each GB."""
+    gigabytes = size / 1e9
+    torrent_s = next((row.seconds for row in rows if row.name.startswith("libtorrent")), None)
+    print(f"{'':<56}{'GB/s':>6}{'× raw':>7}{'× lt':>6}   CPU s/GB (sender + receiver)")
+    for row in rows:
+        to_torrent = f"{torrent_s / row.seconds:6.1f}" if torrent_s else "     –"
+        cpu = f"{row.sender_cpu_s / gigabytes:.2f}"
+        if row.receiver_cpu_s is not None:
+            both = (row.sender_cpu_s + row.receiver_cpu_s) / gigabytes
+            cpu = f"{both:.2f} ({cpu} + {row.receiver_cpu_s / gigabytes:.2f})"
+        speed, ratio = gigabytes / row.seconds, rows[0].seconds / row.seconds
+        print(f"{row.name:<56}{speed:6.2f}{ratio:7.2f}{to_torrent}   {cpu}")
+    print(f"({os.cpu_count()} cores, {size >> 20} MiB)")
 
 
 def main() -> None:
@@ -127,31 +215,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="p2pcache-bench-") as scratch:
         root = Path(scratch)
         source = make_model(root / "models", size)
-        digest = hashlib.sha256(source.read_bytes()).hexdigest()
-        touch_memory(3 * size)
-        raw_s = measure_raw(source, root / "raw")
-        with HubProcess(root / "models") as hub:
-            upstream = hub.url
-            with DaemonProcess(root / "a", upstream=upstream) as seeder:
-                touch_memory(3 * size)
-                hub_s, _ = measure_pull(seeder)
-                with DaemonProcess(root / "b", upstream=upstream, peers=[seeder.peer]) as peer:
-                    touch_memory(3 * size)
-                    peer_s, job = measure_pull(peer)
-                    fetched = hub.stats()["body_bytes"]
-                    touch_memory(3 * size)
-                    curl_s = measure_curl(seeder, source, root / "curl")
-        path = root / "b" / "blobs" / "sha256" / digest[:2] / digest
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == digest, "wrong bytes"
-    assert job["bytes_from_peers"] == size, job
-    print(f"upstream bytes ÷ model bytes, two daemons: {fetched / size:.3f}")
-    rows = [("raw ceiling, 4 streams, BLAKE3, written, synced", raw_s)]
-    rows += [("p2pcache peer → peer, BLAKE3, SHA-256, written, synced", peer_s)]
-    rows += [("p2pcache hub → daemon, the same", hub_s)]
-    rows += [("gateway → curl to a file, nothing checked", curl_s)] if curl_s else []
-    for name, seconds in rows:
-        print(f"{name:<58}{size / seconds / 1e9:6.2f} GB/s {raw_s / seconds:6.2f} × raw")
-    print(f"({os.cpu_count()} cores, {size >> 20} MiB)")
+        touch_memory(2 * size)
+        rows = [measure_raw(source, root / "raw")]
+        rows += measure_daemons(source, root)
+        rows += measure_others(source, root)
+    print_rows(rows, size)
 
 
 if __name__ == "__main__":

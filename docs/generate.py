@@ -49,6 +49,12 @@ METRIC_NOTES: dict[str, str] = {
     "p2pcache_damaged_chunks_total": "Whoever found them: a check, or a reader whose file had "
     "changed. Anything above 0 is a disk to look at; `p2pcache check` says which files.",
     "p2pcache_peers": "`state` is `up` or `banned`; peers that do not answer are in neither.",
+    "p2pcache_exchanges_total": "At most 20 a second, however many peers there are.",
+    "p2pcache_extra_bytes_total": "Chunks that were asked for twice, and what came of runs that "
+    "were given up; at most 2 % of what is fetched, but for peers that break off.",
+    "p2pcache_upstream_pauses_total": "Answers of 429, and of 503 with `Retry-After`; several to "
+    "requests that were sent together count once. One that rises all day says that the site needs "
+    "a token, or fewer machines that ask for names; `p2pcache status` shows how long a pause is.",
     "p2pcache_residency_seconds": "One observation for each answer of `residency`; the goal is "
     "99 % below 0.01.",
     "p2pcache_gateway_requests_total": "`dialect` is `hf`; `code` is the HTTP status that was "

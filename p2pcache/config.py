@@ -118,6 +118,28 @@ SETTINGS: tuple[Setting, ...] = (
         "Enough for the index, logs and small files of programs on the same disk.",
     ),
     Setting(
+        "upstream_limit", "RATE", "none",
+        "What files may take of the line to the hub, like 200Mbit, 25MB/s or 25MiB.",
+        "One copy per site comes from the hub, as fast as it can; say so where others need the "
+        "line.",
+    ),
+    Setting(
+        "download_limit", "RATE", "none",
+        "What files may take on their way in, from the hub and from peers together.",
+        "A model that is here sooner is one less to wait for.",
+    ),
+    Setting(
+        "upload_limit", "RATE", "none",
+        "What peers may take of this machine, all of them together; programs on it are not "
+        "counted.",
+        "What this machine sends, the hub does not have to.",
+    ),
+    Setting(
+        "peer_limit", "RATE", "none",
+        "What one peer may give, and what one address may take.",
+        "On one LAN the switch shares fairly; on a slow link between two sites it does not.",
+    ),
+    Setting(
         "config", "FILE", "no file",
         "TOML file with these settings; underscores in its keys.",
         "No file is looked for: what a daemon runs with is what its start names.",
@@ -153,6 +175,10 @@ class DaemonConfig:
     trust_peers: bool
     quota_bytes: int | None
     free_floor_bytes: int
+    upstream_limit_bps: int | None
+    download_limit_bps: int | None
+    upload_limit_bps: int | None
+    peer_limit_bps: int | None
     log_format: str
 
 
@@ -184,6 +210,10 @@ def load_config(flags: Mapping[str, object], environment: Mapping[str, str]) -> 
         trust_peers=_parse(given["trust_peers"], _parse_switch),
         quota_bytes=_parse(given["quota"], _parse_quota),
         free_floor_bytes=_parse(given["free_floor"], _parse_size),
+        upstream_limit_bps=_parse(given["upstream_limit"], _parse_rate),
+        download_limit_bps=_parse(given["download_limit"], _parse_rate),
+        upload_limit_bps=_parse(given["upload_limit"], _parse_rate),
+        peer_limit_bps=_parse(given["peer_limit"], _parse_rate),
         log_format=_parse(given["log_format"], _parse_log_format),
     )
 
@@ -417,6 +447,14 @@ def _parse_quota(value: object) -> int | None:
     if not size_bytes:
         raise InputError("A quota of nothing leaves room for nothing; write a size, or none.")
     return size_bytes
+
+
+def _parse_rate(value: object) -> int | None:
+    # Here, not above: what --help needs has to load fast.
+    from p2pcache.core.rates import parse_rate
+
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return parse_rate(str(value) if is_number else _text_of(value))
 
 
 def _parse_log_format(value: object) -> str:

@@ -184,8 +184,16 @@ class PeerProtocolError(SourceError):
     """A peer that answers something the protocol does not allow."""
 
 
+class PeerGoneError(PeerUnreachableError):
+    """An address of a peer at which nobody listens any more."""
+
+
 class PeerRefusedError(SourceError):
     """A peer that does not have, or will not give, what was asked."""
+
+
+class PeerBusyError(PeerRefusedError):
+    """A peer that has what was asked and cannot give it now."""
 
 
 class PeerDamagedError(SourceError):

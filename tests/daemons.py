@@ -97,6 +97,11 @@ class DaemonProcess:
         assert self._child is not None, "start() comes first"
         return self._child.pid
 
+    @property
+    def is_running(self) -> bool:
+        """Return whether it was started and not ended from here."""
+        return self._child is not None
+
     def start(self) -> DaemonProcess:
         """Start, and wait until it is ready."""
         environment = {

@@ -51,6 +51,10 @@ def test_load_config_of_nothing_is_the_contract() -> None:
         trust_peers=False,
         quota_bytes=None,
         free_floor_bytes=64 * 1024**2,
+        upstream_limit_bps=None,
+        download_limit_bps=None,
+        upload_limit_bps=None,
+        peer_limit_bps=None,
         log_format="text",
     )
 
@@ -59,6 +63,7 @@ def test_settings_table_matches_config_fields() -> None:
     """A key for each field and a field for each key; the file itself is no field."""
     fields = {field.name for field in dataclasses.fields(DaemonConfig)}
     named = {"peer": "peers", "quota": "quota_bytes", "free_floor": "free_floor_bytes"}
+    named |= {name: f"{name}_bps" for name in NAMES if name.endswith("_limit")}
     assert {named.get(name, name) for name in NAMES} - {"config"} == fields
     assert len(set(NAMES)) == len(NAMES)
 
@@ -85,6 +90,10 @@ def test_setting_explains_itself(entry: Setting) -> None:
         ("hf_upstream", "http://a", "http://b", '"http://c"', "hf_upstream"),
         ("quota", "1GB", "1GiB", "1000", "quota_bytes"),
         ("free_floor", "1GB", "1GiB", '"0"', "free_floor_bytes"),
+        ("upstream_limit", "200Mbit", "25MiB", "200000", "upstream_limit_bps"),
+        ("download_limit", "1MB/s", "2MB/s", '"none"', "download_limit_bps"),
+        ("upload_limit", "1MB", "2MB", "0", "upload_limit_bps"),
+        ("peer_limit", "1MB", "2MB", '"0"', "peer_limit_bps"),
         ("log_format", "json", "text", '"json"', "log_format"),
     ],
 )
@@ -169,6 +178,9 @@ def test_trust_peers_of_environment_is_a_switch(text: str, expected: bool) -> No
         ("quota", True, "not text"),
         ("quota", "0", "leaves room for nothing; write a size, or none"),
         ("free_floor", "-1", "not a size"),
+        ("upstream_limit", "200Mb", "not a rate; write it like 200Mbit, 25MB/s or 25MiB"),
+        ("peer_limit", "100kB/s", "less than 1Mbit"),
+        ("upload_limit", True, "not text"),
         ("log_format", "xml", "use text or json"),
     ],
 )
@@ -234,7 +246,9 @@ def test_file_with_every_key_is_read(tmp_path: Path) -> None:
         tmp_path,
         'name = "lab-1"\nstore = "models"\nlocal = "127.0.0.1:1"\nlisten = "0.0.0.0:2"\n'
         'peer = ["a:3", "b:4"]\ndiscover = ["mdns"]\nhf_upstream = "https://mirror.example/hf"\n'
-        'trust_peers = true\nquota = "1.5TiB"\nfree_floor = 0\nlog_format = "json"\n',
+        'trust_peers = true\nquota = "1.5TiB"\nfree_floor = 0\nlog_format = "json"\n'
+        'upstream_limit = "200Mbit"\ndownload_limit = "1GB/s"\nupload_limit = "none"\n'
+        "peer_limit = 2000000\n",
     )
     assert load_config({"config": str(path)}, {}) == DaemonConfig(
         name="lab-1",
@@ -247,6 +261,10 @@ def test_file_with_every_key_is_read(tmp_path: Path) -> None:
         trust_peers=True,
         quota_bytes=3 * 1024**4 // 2,
         free_floor_bytes=0,
+        upstream_limit_bps=25_000_000,
+        download_limit_bps=1_000_000_000,
+        upload_limit_bps=None,
+        peer_limit_bps=2_000_000,
         log_format="json",
     )
 

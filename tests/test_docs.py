@@ -206,6 +206,23 @@ def test_commands_of_limiting_the_disk_work(tmp_path: Path) -> None:
     assert lines[-1].startswith("Removed org/second@main: 25.0 MB")
 
 
+def test_commands_of_limiting_bandwidth_work(tmp_path: Path) -> None:
+    """A daemon with limits, a pull, and what it says of them: as written."""
+    folder = tmp_path / "models" / "org/name"
+    folder.mkdir(parents=True)
+    (folder / "model.bin").write_bytes(random.Random(5).randbytes(5_000_000))
+    with HubProcess(tmp_path / "models") as hub:
+        environment = {
+            "P2PCACHE_STORE": str(tmp_path / "store"),
+            "P2PCACHE_LOCAL": "127.0.0.1:0",
+            "P2PCACHE_LISTEN": "127.0.0.1:0",
+            "P2PCACHE_DISCOVER": "none",
+            "P2PCACHE_HF_UPSTREAM": hub.url,
+        }
+        seen = run_script(make_script("docs/how-to/limit-bandwidth.md"), tmp_path, environment)
+    assert '"upstream_bps": 25000000, "download_bps": null, "upload_bps": 25000000' in seen
+
+
 def test_commands_of_the_tutorial_work(tmp_path: Path) -> None:
     """Three daemons, the hub gone halfway, an offline client: as written."""
     seen = run_script(make_script("docs/tutorials/first-swarm.md"), tmp_path, {})

@@ -102,17 +102,14 @@ def export(
 )
 @click.argument("file")
 @click.option("--id", "bundle_id", metavar="HEX", help="Refuse any bundle but this one.")
-@click.option(
-    "--public", "visibility", flag_value="public", help="Anybody may have it, whatever it says."
-)
-@click.option(
-    "--restricted", "visibility", flag_value="restricted", help="Nobody else may have it."
-)
+@click.option("--public", "is_public", is_flag=True, help="Anybody may have it, whatever it says.")
+@click.option("--restricted", "is_restricted", is_flag=True, help="Nobody else may have it.")
 @client_options
 def import_bundle(
     file: str,
     bundle_id: str | None,
-    visibility: str | None,
+    is_public: bool,
+    is_restricted: bool,
     local: str | None,
     store: Path | None,
     is_json: bool,
@@ -125,7 +122,9 @@ def import_bundle(
     snapshot. With --json: {id, model, commit, revisions, files, bytes, bytes_written, public,
     path}.
     """
-    is_public = None if visibility is None else visibility == "public"
+    if is_public and is_restricted:
+        raise InputError("--public and --restricted exclude each other; leave out one of them.")
+    visibility = is_public if is_public or is_restricted else None
     client = BundleClient(local, store)
     shown = "standard input" if file == _PIPE else Path(file).name
     try:
@@ -134,7 +133,7 @@ def import_bundle(
             open_progress(show_text(shown), is_silent=is_json) as progress,
         ):
             pieces = _read_pieces(source, _measure(source), progress.show)
-            answer = client.take_in(pieces, bundle_id=bundle_id, is_public=is_public)
+            answer = client.take_in(pieces, bundle_id=bundle_id, is_public=visibility)
     except KeyboardInterrupt:
         raise InterruptedCommand(
             "Interrupted; what was imported is kept: import it again to go on from there."

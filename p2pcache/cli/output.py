@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 
 import click
 
@@ -64,6 +65,16 @@ def show_duration(value: object) -> str:
     if hours:
         return f"{hours}h{minutes:02}m"
     return f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"
+
+
+def show_time(value: object) -> str:
+    """Show seconds since the epoch as UTC; a text as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return show_text(value)
+    try:
+        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return MISSING
 
 
 def show_share(part: object, whole: object) -> str:

@@ -2,8 +2,8 @@
 Owns what a person sees while a download runs, on standard error.
 
 Knows nothing of HTTP; it is shown the states of a download, as the daemon says them.
-Invariants: nothing is written to standard output; a terminal has one bar, a log a line now and
-then.
+Invariants: nothing is written to standard output; a terminal has one bar, a log nothing at first,
+and a line now and then of what takes long.
 Source: tqdm; design.md §8 (downloads).
 """
 
@@ -75,13 +75,19 @@ class ProgressBar:
 
 
 class ProgressLines:
-    """A line when the state changes, and one in every ten seconds."""
+    """
+    Nothing for ten seconds, then a line in every ten, and one when the state changes.
+
+    A script that is done by then has the outcome alone; the log of a job of hours shows that it
+    goes on. A download's last line says where its bytes came from.
+    """
 
     def __init__(self, title: str, *, clock: Clock | None = None) -> None:
         self._title = title
         self._clock = clock or SystemClock()
         self._state: object = None
-        self._shown_s = float("-inf")
+        self._shown_s = self._clock.monotonic_s()
+        self._is_late = False
 
     def __enter__(self) -> ProgressLines:
         return self
@@ -98,7 +104,11 @@ class ProgressLines:
         """Print a line, if it is time for one."""
         now_s = self._clock.monotonic_s()
         state = job.get("state")
-        if state == self._state and now_s - self._shown_s < LINE_INTERVAL_S:
+        self._is_late = self._is_late or now_s - self._shown_s >= LINE_INTERVAL_S
+        is_due = state != self._state or now_s - self._shown_s >= LINE_INTERVAL_S
+        # Where the bytes came from is an outcome, not progress.
+        is_outcome = state == "done" and bool(show_sources(job))
+        if not is_outcome and not (self._is_late and is_due):
             return
         self._state, self._shown_s = state, now_s
         done, total = job.get("bytes_done"), job.get("bytes_total")

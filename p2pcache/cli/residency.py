@@ -8,7 +8,6 @@ Source: design.md §8 (residency).
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import click
 
 from p2pcache.cli.command import CLIENT_EXIT_CODES, Command, client_options
 from p2pcache.cli.output import (
-    MISSING,
     echo_fields,
     echo_json,
     echo_table,
@@ -24,6 +22,7 @@ from p2pcache.cli.output import (
     show_duration,
     show_size,
     show_text,
+    show_time,
 )
 from p2pcache.client import Client
 
@@ -64,7 +63,7 @@ def _echo_daemon(answer: dict[str, Any]) -> None:
             ("local", show_text(answer.get("local"))),
             ("peer", show_text(answer.get("peer"))),
             ("store", show_text(answer.get("store"))),
-            ("upstream", show_text(answer.get("upstream"))),
+            ("upstream", _show_upstream(answer)),
             ("up for", show_duration(answer.get("uptime_s"))),
             ("peers", _show_count(answer.get("peers"))),
             ("downloads", _show_count(answer.get("downloads"))),
@@ -78,7 +77,7 @@ def _echo_daemon(answer: dict[str, Any]) -> None:
         ("AT", "SOURCE", "NAME", "REASON", "DETAIL"),
         (
             (
-                _show_time(fault.get("at")),
+                show_time(fault.get("at")),
                 show_text(fault.get("source")),
                 show_text(fault.get("name")),
                 show_text(fault.get("reason")),
@@ -87,6 +86,15 @@ def _echo_daemon(answer: dict[str, Any]) -> None:
             for fault in faults
         ),
     )
+
+
+def _show_upstream(answer: dict[str, Any]) -> str:
+    """Return the hub's address, and for how long it wants to be left alone."""
+    paused_s = answer.get("upstream_paused_s")
+    shown = show_text(answer.get("upstream"))
+    if not isinstance(paused_s, int | float) or paused_s <= 0:
+        return shown
+    return f"{shown} (asked us to slow down; not asked for {show_duration(paused_s)})"
 
 
 def _echo_residency(answer: dict[str, Any]) -> None:
@@ -108,11 +116,21 @@ def _echo_residency(answer: dict[str, Any]) -> None:
         fields.append(("time left", _show_eta(answer["eta_s"])))
     if answer.get("bytes_missing"):
         fields.append(("disk free", show_size(answer.get("disk_free"))))
+    if answer.get("verified_at") is not None:
+        fields.append(("verified", show_time(answer["verified_at"])))
     if answer.get("path"):
         fields.append(("path", show_text(answer["path"])))
     echo_fields(fields)
     if answer.get("bytes_missing") and answer.get("fits_disk") is False:
-        click.echo("It does not fit on the store's disk; free some space first.", err=True)
+        click.echo(
+            "It does not fit, even if everything goes that may go; unpin or remove a model, raise "
+            "--quota, or free some space: p2pcache storage.",
+            err=True,
+        )
+    if answer.get("state") == "corrupt":
+        click.echo(
+            "A file of it is damaged here; p2pcache check --repair, or a pull, mends it.", err=True
+        )
 
 
 def _show_count(value: object) -> str:
@@ -128,13 +146,3 @@ def _show_eta(value: object) -> str:
     if isinstance(value, dict):
         return f"{show_duration(value.get('p50'))} to {show_duration(value.get('p95'))}"
     return show_duration(value)
-
-
-def _show_time(value: object) -> str:
-    """Show seconds since the epoch as UTC; a text as it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return show_text(value)
-    try:
-        return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-    except (ValueError, OverflowError, OSError):
-        return MISSING

@@ -96,6 +96,12 @@ class Bitfield:
                 yield 8 * base + low.bit_length() - 1
                 byte ^= low
 
+    def iter_from(self, start: int) -> Iterator[int]:
+        """Iterate over the indexes from `start` on."""
+        return (
+            start + index for index in Bitfield(max(0, self.length - start), self._bits >> start)
+        )
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Bitfield):
             return NotImplemented

@@ -203,11 +203,14 @@ class SwarmEntry:
 class Exchange:
     """
     One side of POST /v1/swarm: who speaks, the port it listens on, what it says of which blobs.
+
+    `is_banned`: the speaker has banned whom it speaks to, and takes no chunk of it.
     """
 
     hello: Hello
     port: int
     entries: tuple[SwarmEntry, ...]
+    is_banned: bool = False
 
     def to_json(self) -> Json:
         """Return the message."""
@@ -215,6 +218,7 @@ class Exchange:
             **self.hello.to_json(),
             "port": self.port,
             "blobs": [entry.to_json() for entry in self.entries],
+            "banned": self.is_banned,
         }
 
     @classmethod
@@ -232,7 +236,8 @@ class Exchange:
             except InputError:
                 continue
         port = get_whole(message, "port", maximum=65535)
-        return cls(Hello.from_json(message), port, tuple(entries))
+        is_banned = _get_flag(message, "banned")
+        return cls(Hello.from_json(message), port, tuple(entries), is_banned)
 
 
 def _get_layout(message: object) -> Layout:

@@ -3,28 +3,33 @@ Owns the choice of what to ask of whom next, for one blob.
 
 Knows nothing of sockets, tasks or clocks: views in, requests out.
 Invariants: a chunk is asked of one source at a time, but for a second one that rescues a waiting
-reader; upstream is asked only by the chunk's owner or for a waiting reader; equal inputs give
-equal plans.
-Source: design.md §6; BEP 3 (rarest first); rendezvous.py for ownership.
+reader or a chunk that takes too long; a first copy, from upstream or from a lone seeder, is asked
+for only by the chunk's owner or for a waiting reader; equal inputs give equal plans.
+Source: design.md §6; BEP 3 (rarest first); ownership.py for owners.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice, takewhile
 from typing import TYPE_CHECKING
 
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest
-from p2pcache.core.layout import CHUNK_SIZE_BYTES, Layout
-from p2pcache.core.rendezvous import find_owner
+from p2pcache.core.layout import Layout
+from p2pcache.core.ownership import Ownership
+from p2pcache.core.rendezvous import find_owner, find_place
 
 if TYPE_CHECKING:
     from random import Random
 
 UPSTREAM = "upstream"
+# No limit but the planner's own.
+UPSTREAM_FREE = 1 << 30
+# Peers that start together choose among so many chunks that are equally rare.
+CHANCE_WINDOW_CHUNKS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,27 +39,49 @@ class PlannerLimits:
     # One request carries at most this much: long enough to amortise a round trip at 100 Gb/s,
     # short enough that losing it costs little.
     run_bytes_max: int = 32 * 1024 * 1024
+    # Nor less, where chunks are smaller: a request costs about what so many bytes do.
+    run_bytes_min: int = 256 * 1024
+    # The hub gives a member of a swarm one chunk at a time: joiners get their share at once, and
+    # little is lost with a member that dies.
+    swarm_run_bytes_max: int = 4 * 1024 * 1024
+    # And no more than a peer gives in this time: who turns out slow holds one chunk, not eight.
+    run_s_max: float = 0.5
     # Two runs a peer keep its disk and the wire busy while the first is being verified.
     peer_requests_inflight_max: int = 2
-    # Hubs give one connection a share of their link; four come near the whole of it.
-    upstream_requests_inflight_max: int = 4
-    # A member without any progress for so long no longer owns chunks; above a slow round trip
-    # and a 4 MiB chunk at 1 MB/s, below the 10 s after which HTTP clients give up.
-    lease_s: float = 5.0
+    # With so many peers that have something to give, one run each does that already; more would
+    # only make each chunk take longer.
+    many_peers: int = 4
+    # Hubs give one connection a share of their link; so many, of the whole swarm, come near all
+    # of it. More would only make each chunk take longer, and lose more when a member dies.
+    swarm_upstream_requests_max: int = 8
+    # What one daemon alone may have under way.
+    upstream_requests_inflight_max: int = 8
     # Share of the fastest peer's weight that an unmeasured or slow peer keeps: newcomers are tried.
     weight_floor: float = 0.1
+    # A peer below this share of the fastest is of the slow class: asked for what nobody else has.
+    slow_share: float = 0.02
+    # Chunks that one planning looks at: rarest among so many is rare enough, and a plan for a
+    # blob of 100,000 chunks takes no longer than one for a thousand.
+    candidates_max: int = 256
 
 
 @dataclass(frozen=True, slots=True)
 class PeerView:
-    """What is known of one peer, for one blob."""
+    """
+    What is known of one peer, for one blob.
+
+    `received_bytes` are the first copies that it says it has received of the blob, `moved_bytes`
+    those of all blobs; `heard_s` is when it last spoke.
+    """
 
     peer_id: str
     have: Bitfield
     intent: Bitfield
     is_fetching: bool = False
     can_fetch_upstream: bool = False
-    last_progress_s: float = 0.0
+    received_bytes: int = 0
+    moved_bytes: int = 0
+    heard_s: float = 0.0
     requests_inflight: int = 0
     rate_bps: float = 0.0
 
@@ -69,24 +96,49 @@ class FetchView:
     have: Bitfield
     inflight: Bitfield
     peers: Sequence[PeerView] = ()
+    # Of all blobs together.
     upstream_requests_inflight: int = 0
     can_fetch_upstream: bool = True
+    # How many requests more the hub may be sent now, whatever the swarm's share is.
+    upstream_free: int = UPSTREAM_FREE
     # Chunks that a reader has waited for too long, most urgent first: ownership is ignored, and
     # one that is in flight already may be asked of one more source.
     starving: Sequence[int] = ()
+    # Chunks in flight that take too long, slowest first: one more peer may be asked.
+    overdue: Sequence[int] = ()
     # Chunks that a reader will need next, in order.
     next_for_readers: Sequence[int] = ()
     # Whom each chunk in flight was asked of.
     asked: Mapping[int, Set[str]] = field(default_factory=dict)
+    # Members, we among them, that owe nothing: they make no progress, or far less than the others.
+    stalled: Set[str] = frozenset()
+    # Members that had a chunk's lease and let it run out.
+    lapsed: Mapping[int, Set[str]] = field(default_factory=dict)
+    # Remembers who owns what between plannings; None for a new one.
+    ownership: Ownership | None = None
+    # Whether members pass on what they got from each other before all is proven.
+    relays: bool = True
+    # Whether chunks of other owners may be taken over that they have not begun.
+    may_steal: bool = False
+    # Whether what the others did lately is unknown: only readers are served then.
+    is_fenced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """Ask source_id for the consecutive chunks first..last, both included."""
+    """
+    Ask source_id for the consecutive chunks first..last, both included.
+
+    `is_first_copy`: nobody else can give them, so the intent is announced.
+    """
 
     source_id: str
     first: int
     last: int
+    is_first_copy: bool = False
+    is_second_source: bool = False
+    # Of another owner, who had not begun it.
+    is_stolen: bool = False
 
     @property
     def chunk_indexes(self) -> range:
@@ -94,197 +146,351 @@ class RunRequest:
         return range(self.first, self.last + 1)
 
 
-@dataclass(slots=True)
+def find_lone_seeder(peers: Sequence[PeerView]) -> PeerView | None:
+    """
+    Return the one complete peer of a swarm, when others still fetch.
+
+    Its line is to the swarm what the hub's is: every byte that it sends twice, one of the others
+    could have sent.
+    """
+    complete = [p for p in peers if p.have.is_full()]
+    others_fetch = any(p.is_fetching and not p.have.is_full() for p in peers)
+    return complete[0] if len(complete) == 1 and others_fetch else None
+
+
 class _Draft:
     """The mutable middle of one planning."""
 
-    view: FetchView
-    limits: PlannerLimits
-    missing: Bitfield
-    slots: dict[str, int]
-    requests: list[RunRequest] = field(default_factory=list)
+    def __init__(self, view: FetchView, limits: PlannerLimits) -> None:
+        self.view = view
+        self.limits = limits
+        self.missing = Bitfield.full(view.layout.chunk_count) - view.have - view.inflight
+        self.requests: list[RunRequest] = []
+        self.owners = view.ownership or Ownership(view.blob)
+        self.lone = find_lone_seeder(view.peers) if view.relays else None
+        self.best_bps = max((p.rate_bps for p in view.peers), default=0.0)
+        givers = sum(1 for p in view.peers if p.have and not self.is_slow(p))
+        self.runs_a_peer = 1 if givers >= limits.many_peers else limits.peer_requests_inflight_max
+        self.slots = {p.peer_id: self._free_of(p) for p in view.peers}
+        moving = [p for p in view.peers if p.is_fetching and p.peer_id not in view.stalled]
+        self.members = len(moving)
+        share = -(-limits.swarm_upstream_requests_max // (1 + self.members))
+        most = min(share, limits.upstream_requests_inflight_max)
+        inflight, free = view.upstream_requests_inflight, view.upstream_free
+        self.slots[UPSTREAM] = min(free, max(0, most - inflight))
+        self.urgent_slots = min(free, limits.upstream_requests_inflight_max - inflight)
+        if not view.can_fetch_upstream:
+            self.slots[UPSTREAM] = self.urgent_slots = 0
 
-    def take(self, source_id: str, first: int, allowed: Bitfield, chunks_max: int) -> None:
-        last = first
-        run_bytes = self.view.layout.length_of(first)
+    def is_slow(self, peer: PeerView) -> bool:
+        """Return whether a peer is of the slow class."""
+        return 0 < peer.rate_bps < self.best_bps * self.limits.slow_share
+
+    def _free_of(self, peer: PeerView) -> int:
+        most = 1 if self.is_slow(peer) else self.runs_a_peer
+        return max(0, most - peer.requests_inflight)
+
+    def run_bytes_of(self, peer: PeerView) -> int:
+        """Return how much one request to a peer may carry."""
+        measured = int(peer.rate_bps * self.limits.run_s_max)
+        return min(self.limits.run_bytes_max, max(measured, self.limits.run_bytes_min))
+
+    def take(
+        self, source_id: str, first: int, allowed: Bitfield, bytes_max: int, *, is_first: bool
+    ) -> None:
+        """Ask for a run that begins at `first` and goes on as far as it may."""
+        layout, last = self.view.layout, first
+        run_bytes = layout.length_of(first)
         while (
-            last - first + 1 < chunks_max
-            and last + 1 < self.view.layout.chunk_count
+            last + 1 < layout.chunk_count
             and last + 1 in allowed
             and last + 1 in self.missing
-            and run_bytes + self.view.layout.length_of(last + 1) <= self.limits.run_bytes_max
+            and run_bytes + layout.length_of(last + 1) <= bytes_max
         ):
             last += 1
-            run_bytes += self.view.layout.length_of(last)
+            run_bytes += layout.length_of(last)
         for index in range(first, last + 1):
             self.missing.discard(index)
+        self.count(source_id)
+        self.requests.append(RunRequest(source_id, first, last, is_first_copy=is_first))
+
+    def count(self, source_id: str) -> None:
+        """Count one request more to a source."""
         self.slots[source_id] -= 1
-        self.requests.append(RunRequest(source_id, first, last))
+        if source_id == UPSTREAM:
+            self.urgent_slots -= 1
 
 
-def plan_requests(
-    view: FetchView, *, now_s: float, limits: PlannerLimits, random: Random
-) -> list[RunRequest]:
+def plan_requests(view: FetchView, *, limits: PlannerLimits, random: Random) -> list[RunRequest]:
     """
     Choose the next requests for one blob: peers that hold chunks first, upstream last.
 
     Args:
-        view: The blob's fetch and its peers. Not mutated.
-        now_s: Monotonic seconds, the same clock as PeerView.last_progress_s.
+        view: The blob's fetch and its peers. Not mutated, but for its memory of owners.
         limits: The numbers to keep.
         random: Breaks ties, so that peers that start together ask for different chunks.
 
     Returns:
         Requests in sending order; no chunk twice, none that is held, none that is in flight here
-        but a starving one, from one more source.
+        but a starving or an overdue one, from one more source.
     """
-    missing = Bitfield.full(view.layout.chunk_count) - view.have - view.inflight
-    slots = {
-        p.peer_id: max(0, limits.peer_requests_inflight_max - p.requests_inflight)
-        for p in view.peers
-    }
-    slots[UPSTREAM] = (
-        max(0, limits.upstream_requests_inflight_max - view.upstream_requests_inflight)
-        if view.can_fetch_upstream
-        else 0
-    )
-    draft = _Draft(view, limits, missing, slots)
-    _plan_rescues(draft)
-    if not missing:
+    draft = _Draft(view, limits)
+    _plan_second_sources(draft)
+    if not draft.missing:
         return draft.requests
-    _plan_peer_runs(draft, random)
-    _plan_upstream_runs(draft, now_s)
+    first_copies = _find_first_copies(draft)
+    _plan_peer_runs(draft, first_copies, random)
+    _plan_first_copies(draft, first_copies)
     return draft.requests
 
 
-def _plan_rescues(draft: _Draft) -> None:
-    """Ask a second source for chunks that a reader waits for and the first does not deliver."""
+def _plan_second_sources(draft: _Draft) -> None:
+    """Ask a second source for chunks in flight that a reader waits for, or that take too long."""
     view = draft.view
-    for index in dict.fromkeys(view.starving):  # two readers may wait for one chunk
+    starving = dict.fromkeys(view.starving)  # two readers may wait for one chunk
+    for index in [*starving, *(i for i in view.overdue if i not in starving)]:
         asked = view.asked.get(index, frozenset())
         if index not in view.inflight or index in view.have or len(asked) != 1:
             continue
-        holders = [p.peer_id for p in view.peers if index in p.have]
-        for source_id in [*holders, UPSTREAM]:
-            if source_id not in asked and draft.slots.get(source_id, 0) > 0:
-                draft.slots[source_id] -= 1
-                draft.requests.append(RunRequest(source_id, index, index))
-                break
+        holders = [p for p in view.peers if index in p.have and p.peer_id not in asked]
+        if index not in starving:
+            # The lone seeder has better to do, and a slow peer would not be the sooner.
+            holders = [p for p in holders if p is not draft.lone and not draft.is_slow(p)]
+        free = [p for p in holders if draft.slots[p.peer_id] > 0]
+        source_id = max(free, key=_idle_rate).peer_id if free else None
+        if source_id is None and index in starving and UPSTREAM not in asked:
+            source_id = UPSTREAM if draft.urgent_slots > 0 else None
+        if source_id is not None:
+            draft.count(source_id)
+            draft.requests.append(RunRequest(source_id, index, index, is_second_source=True))
 
 
-def _plan_peer_runs(draft: _Draft, random: Random) -> None:
+def _find_first_copies(draft: _Draft) -> Bitfield:
+    """Return the missing chunks that no peer has, the lone seeder not counted."""
+    elsewhere = Bitfield(draft.view.layout.chunk_count)
+    for peer in draft.view.peers:
+        if peer is not draft.lone:
+            elsewhere = elsewhere | peer.have
+    return draft.missing - elsewhere
+
+
+def _plan_peer_runs(draft: _Draft, first_copies: Bitfield, random: Random) -> None:
+    """Ask for what is spread already, rarest first."""
     view = draft.view
+    # As long as it has first copies to give, the lone seeder gives nothing else.
+    sources = [p for p in view.peers if p is not draft.lone or not _is_needed(draft)]
     reachable = Bitfield(view.layout.chunk_count)
-    for peer in view.peers:
+    for peer in sources:
         if draft.slots[peer.peer_id] > 0:
             reachable = reachable | peer.have
-    reachable = reachable & draft.missing
+    reachable = (reachable & draft.missing) - first_copies
     if not reachable:
         return
+    readers = [i for i in (*view.starving, *view.next_for_readers) if i in reachable]
+    candidates = list(dict.fromkeys([*readers, *_sample(reachable, draft.limits, random)]))
     # Complete peers count alike for every chunk, so only partial ones tell what is rare.
-    copies = Counter(
-        index for p in view.peers if not p.have.is_full() for index in p.have & reachable
-    )
-    reader_rank = {
-        index: rank for rank, index in enumerate([*view.starving, *view.next_for_readers])
-    }
-    never = len(reader_rank)
+    partial = [p.have for p in view.peers if not p.have.is_full()]
+    copies = Counter({index: sum(index in have for have in partial) for index in candidates})
+    rank = {index: place for place, index in enumerate(dict.fromkeys(readers))}
+    never = len(rank)
+    # Chance only among those near one another: files that fill from the start on are proven from
+    # the start on, beside the transfer; and not at all where nobody is there to trade with.
+    trades = any(p.is_fetching for p in view.peers)
     order = sorted(
-        reachable,
-        key=lambda index: (reader_rank.get(index, never), copies[index], random.random()),
+        candidates,
+        key=lambda i: (
+            rank.get(i, never),
+            copies[i],
+            i // CHANCE_WINDOW_CHUNKS if trades else i,
+            random.random(),
+        ),
     )
-    free_slots = sum(draft.slots[p.peer_id] for p in view.peers)
-    # Not more than fits one run: else it would begin so early that it ends before the very chunk
-    # that led to it.
-    fitting = max(1, draft.limits.run_bytes_max // CHUNK_SIZE_BYTES)
-    chunks_max = min(fitting, max(1, -(-len(order) // max(1, free_slots))))
+    free_slots = sum(draft.slots[p.peer_id] for p in sources)
+    # What is left, shared over the slots: the last chunks come from everybody at once.
+    share_bytes = view.layout.measure(reachable) // max(1, free_slots)
     for index in order:
         if index not in draft.missing:
             continue
-        ready = [p for p in view.peers if draft.slots[p.peer_id] > 0 and index in p.have]
+        holders = [p for p in sources if index in p.have]
+        quick = [p for p in holders if not draft.is_slow(p)]
+        ready = [p for p in quick or holders if draft.slots[p.peer_id] > 0]
         if not ready:
-            if not any(draft.slots[p.peer_id] for p in view.peers):
+            if not any(draft.slots[p.peer_id] for p in sources):
                 break
             continue
         peer = _choose_peer(ready, draft.limits, random)
-        draft.take(peer.peer_id, _run_start(draft, peer, index, chunks_max), peer.have, chunks_max)
+        bytes_max = min(draft.run_bytes_of(peer), max(share_bytes, draft.limits.run_bytes_min))
+        allowed = peer.have - first_copies
+        start = index if index in rank else _run_start(draft, index, allowed, bytes_max)
+        draft.take(peer.peer_id, start, allowed, bytes_max, is_first=False)
 
 
-def _run_start(draft: _Draft, peer: PeerView, index: int, chunks_max: int) -> int:
-    """Let a run begin before the chunk that led to it, unless a reader waits for that one."""
-    if index in draft.view.starving or index in draft.view.next_for_readers:
-        return index
+def _is_needed(draft: _Draft) -> bool:
+    """Return whether the lone seeder still has chunks that nobody else has, not even we."""
+    if draft.lone is None:
+        return False
+    spread = draft.view.have
+    for peer in draft.view.peers:
+        if peer is not draft.lone:
+            spread = spread | peer.have
+    return not spread.is_full()
+
+
+def _sample(reachable: Bitfield, limits: PlannerLimits, random: Random) -> list[int]:
+    """Return the chunks to choose from: all, or so many from a place that chance gives."""
+    if len(reachable) <= limits.candidates_max:
+        return list(reachable)
+    start = random.randrange(reachable.length)
+    found = list(islice(reachable.iter_from(start), limits.candidates_max))
+    return found + list(islice(reachable, limits.candidates_max - len(found)))
+
+
+def _run_start(draft: _Draft, index: int, allowed: Bitfield, bytes_max: int) -> int:
+    """Let a run begin before the chunk that led to it, if that still ends after it."""
     start = index
-    while start > 0 and index - start + 1 < chunks_max and start - 1 in draft.missing:
-        if start - 1 not in peer.have:
+    run_bytes = draft.view.layout.length_of(index)
+    while start > 0 and start - 1 in draft.missing and start - 1 in allowed:
+        run_bytes += draft.view.layout.length_of(start - 1)
+        if run_bytes > bytes_max:
             break
         start -= 1
     return start
+
+
+def _idle_rate(peer: PeerView) -> float:
+    return peer.rate_bps / (1 + peer.requests_inflight)
 
 
 def _choose_peer(ready: Sequence[PeerView], limits: PlannerLimits, random: Random) -> PeerView:
     """Weigh by the measured rate that is idle; complete peers go before partial ones."""
     complete = [p for p in ready if p.have.is_full()]
     pool = complete or ready
-    rates = [p.rate_bps / (1 + p.requests_inflight) for p in pool]
+    rates = [_idle_rate(p) for p in pool]
     floor = max(*rates, 1.0) * limits.weight_floor if len(rates) > 1 else 1.0
     return random.choices(pool, weights=[max(rate, floor) for rate in rates])[0]
 
 
-def _plan_upstream_runs(draft: _Draft, now_s: float) -> None:
+def _plan_first_copies(draft: _Draft, first_copies: Bitfield) -> None:
+    """Ask the lone seeder, or else the hub, for what is ours to bring into the swarm."""
     view = draft.view
-    if draft.slots[UPSTREAM] <= 0:
-        return
+    source_id = UPSTREAM if draft.lone is None else draft.lone.peer_id
+    nothing = Bitfield(view.layout.chunk_count)
     for index in view.starving:
-        if index in draft.missing and draft.slots[UPSTREAM] > 0:
-            draft.take(UPSTREAM, index, Bitfield(view.layout.chunk_count), 1)
-    elsewhere = Bitfield(view.layout.chunk_count)
-    for peer in view.peers:
-        elsewhere = elsewhere | peer.have
-        if now_s - peer.last_progress_s <= draft.limits.lease_s:
-            elsewhere = elsewhere | peer.intent
-    nobody_has = draft.missing - elsewhere
-    slots_left = max(1, draft.slots[UPSTREAM])
-    owned = _find_owned_chunks(
+        if index in draft.missing and index in first_copies and _has_urgent_slot(draft, source_id):
+            draft.take(source_id, index, nothing, 0, is_first=True)
+    if draft.slots[source_id] <= 0 or view.is_fenced:
+        return
+    bytes_max = draft.limits.run_bytes_max
+    if draft.lone is not None:
+        bytes_max = draft.run_bytes_of(draft.lone)
+    elif draft.members:
+        bytes_max = draft.limits.swarm_run_bytes_max
+    owned = find_owned(
         view,
-        nobody_has,
-        now_s=now_s,
-        limits=draft.limits,
-        count_max=slots_left * max(1, draft.limits.run_bytes_max // CHUNK_SIZE_BYTES),
+        (first_copies & draft.missing),
+        owners=draft.owners,
+        is_upstream=draft.lone is None,
+        bytes_max=draft.slots[source_id] * bytes_max,
     )
+    share_bytes = view.layout.measure(owned) // draft.slots[source_id]
+    bytes_max = min(bytes_max, max(share_bytes, draft.limits.run_bytes_min))
     preferred = [i for i in view.next_for_readers if i in owned]
-    chunks_max = max(1, -(-len(owned) // slots_left))
-    for index in [*preferred, *owned]:
-        if index in draft.missing and draft.slots[UPSTREAM] > 0:
-            draft.take(UPSTREAM, index, owned, chunks_max)
+    for index in [*preferred, *_in_our_order(view, owned, draft.owners)]:
+        if index in draft.missing and draft.slots[source_id] > 0:
+            draft.take(source_id, index, owned, bytes_max, is_first=True)
+    if not owned and view.may_steal and view.self_id not in view.stalled:
+        _plan_theft(draft, first_copies & draft.missing, source_id)
 
 
-def _find_owned_chunks(
+def _plan_theft(draft: _Draft, candidates: Bitfield, source_id: str) -> None:
+    """
+    Bring what another owner has not begun, so that the line to the hub stays full to the end.
+
+    From the end of the longest list: its owner comes from the start. The last chunk of a list is
+    left to its owner, who begins it before we could say so.
+    """
+    view = draft.view
+    announced = Bitfield(candidates.length)
+    for peer in view.peers:
+        if peer.is_fetching:
+            announced = announced | peer.intent
+    lists: dict[str, list[int]] = {}
+    for index in islice(candidates - announced, draft.limits.candidates_max):
+        owner = draft.owners.owner_of(index)
+        if owner is not None and owner != view.self_id:
+            lists.setdefault(owner, []).append(index)
+    # Who is next in rank takes it: idle members do not all take the same.
+    ours = [
+        (len(indexes), index)
+        for owner, indexes in lists.items()
+        for index in indexes[1:]
+        if draft.owners.next_owner_of(index, [owner]) == view.self_id
+    ]
+    if ours:
+        index = max(ours)[1]
+        draft.missing.discard(index)
+        draft.count(source_id)
+        request = RunRequest(source_id, index, index, is_first_copy=True, is_stolen=True)
+        draft.requests.append(request)
+
+
+def _has_urgent_slot(draft: _Draft, source_id: str) -> bool:
+    """Return whether a reader may be served by this source now, beyond the swarm's share."""
+    if source_id != UPSTREAM:
+        return draft.slots[source_id] > 0
+    return draft.urgent_slots > 0
+
+
+def _in_our_order(view: FetchView, chunks: Bitfield, owners: Ownership) -> Iterator[int]:
+    """
+    Iterate over chunks from the start on, or, in a crowd, from a place that is ours.
+
+    Members that start together do not know each other for a moment, and each takes itself for the
+    owner of all; where that takes long, they begin at different places at least.
+    """
+    start = find_place(view.blob, view.self_id, chunks.length) if owners.is_crowded else 0
+    yield from chunks.iter_from(start)
+    yield from takewhile(lambda index: index < start, chunks)
+
+
+def find_owned(
     view: FetchView,
     candidates: Bitfield,
     *,
-    now_s: float,
-    limits: PlannerLimits,
-    count_max: int,
+    owners: Ownership,
+    is_upstream: bool,
+    bytes_max: int,
 ) -> Bitfield:
     """
-    Return the candidates that rendezvous hashing gives to us among the members that move.
+    Return the candidates that are ours to bring: owned by us, announced by nobody who counts.
 
-    Stops at count_max, readers' chunks first: hashing every chunk of a large blob for every
-    member, each time a request ends, would hold up the caller for longer than a chunk takes.
+    Stops at bytes_max, readers' chunks first: looking at every chunk of a large blob each time a
+    request ends would hold up the caller for longer than a chunk takes.
     """
-    members = [
-        p.peer_id
-        for p in view.peers
-        if p.is_fetching and p.can_fetch_upstream and now_s - p.last_progress_s <= limits.lease_s
-    ]
-    if not members:
-        return candidates.copy()
-    everyone = [view.self_id, *members]
+    members = [p for p in view.peers if p.is_fetching and p.peer_id not in view.stalled]
+    announced = Bitfield(candidates.length)
+    for peer in members:
+        announced = announced | peer.intent
+    able = [p.peer_id for p in members if p.can_fetch_upstream or not is_upstream]
+    if view.self_id not in view.stalled or not able:
+        able.append(view.self_id)
+    owners.set_members(able)
     owned = Bitfield(candidates.length)
-    for index in chain((i for i in view.next_for_readers if i in candidates), candidates):
-        if find_owner(view.blob, index, everyone) == view.self_id:
+    nearest = [i for i in view.next_for_readers if i in candidates]
+    for index in chain(nearest, _in_our_order(view, candidates, owners)):
+        failed = view.lapsed.get(index, frozenset())
+        if index in announced and any(
+            index in p.intent and p.peer_id not in failed for p in members
+        ):
+            continue
+        owner = owners.next_owner_of(index, failed) if failed else owners.owner_of(index)
+        if owner is None:
+            # All who count have failed with it: those who do not are better than nobody.
+            others = [p.peer_id for p in view.peers if p.is_fetching and p.peer_id not in failed]
+            owner = find_owner(view.blob, index, [*others, view.self_id])
+        if owner == view.self_id:
             owned.add(index)
-            if len(owned) >= count_max:
+            bytes_max -= view.layout.length_of(index)
+            if bytes_max <= 0:
                 break
     return owned

@@ -26,6 +26,10 @@ REVISION_BYTES_MAX = 255
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 _REVISION_BAD = re.compile(r"[\x00-\x20\x7f~^:?*\[\\]")
+# A component that is empty, or leads to where it is or up.
+_STEP = re.compile(r"(?:^|/)\.{0,2}(?=/|\Z)")
+# So few letters are no longer than NAME_BYTES_MAX in UTF-8, whatever they are.
+_SHORT_CHARS_MAX = NAME_BYTES_MAX // 4
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029\ud800-\udfff]")
 
 
@@ -72,6 +76,10 @@ def parse_revision(text: str) -> str:
     return text
 
 
+def _measure(name: str) -> int:
+    return len(name) if name.isascii() else len(name.encode())
+
+
 def parse_path(text: str) -> str:
     """
     Return the text if it is a relative path inside a repository.
@@ -79,13 +87,14 @@ def parse_path(text: str) -> str:
     Raises:
         InvalidNameError: Traversal, absolute, empty or over-long components, control characters.
     """
-    parts = text.split("/")
+    # A listing may have 100,000 of them, and a hostile one hundreds of folders in each.
     bad = (
         not text
         or "\\" in text
         or _CONTROL.search(text) is not None
         or len(text.encode("utf-8", "surrogatepass")) > PATH_BYTES_MAX
-        or any(p in ("", ".", "..") or len(p.encode()) > NAME_BYTES_MAX for p in parts)
+        or _STEP.search(text) is not None
+        or (len(text) > _SHORT_CHARS_MAX and max(map(_measure, text.split("/"))) > NAME_BYTES_MAX)
     )
     if bad:
         raise InvalidNameError(

@@ -16,10 +16,22 @@ from blake3 import blake3
 from p2pcache.core.digest import BlobDigest
 
 
-def _score(member_id: str, blob: BlobDigest, chunk_index: int) -> bytes:
-    return blake3(f"{blob}\n{chunk_index}\n{member_id}".encode()).digest(length=8)
+def _score(member_id: str, about: str) -> bytes:
+    return blake3(f"{about}\n{member_id}".encode()).digest(length=8)
 
 
 def find_owner(blob: BlobDigest, chunk_index: int, member_ids: Iterable[str]) -> str | None:
     """Return the member with the highest score for this chunk, None when there is no member."""
-    return max(member_ids, key=lambda m: (_score(m, blob, chunk_index), m), default=None)
+    about = f"{blob}\n{chunk_index}"
+    return max(member_ids, key=lambda m: (_score(m, about), m), default=None)
+
+
+def find_place(blob: BlobDigest, member_id: str, count: int) -> int:
+    """Return a place in a blob of `count` chunks that is a member's own, as good as by chance."""
+    return int.from_bytes(_score(member_id, str(blob)), "little") % count if count else 0
+
+
+def find_highest(blob: BlobDigest, member_ids: Iterable[str], count: int) -> list[str]:
+    """Return the `count` members with the highest scores for a blob as a whole, highest first."""
+    about = str(blob)
+    return sorted(member_ids, key=lambda m: (_score(m, about), m), reverse=True)[:count]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import pairwise
 
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
@@ -60,10 +61,14 @@ class Snapshot:
         paths = {parse_path(entry.path) for entry in entries}
         if len(paths) != len(entries):
             raise InputError(f"{snapshot_id} lists a path twice; the hub's answer was refused.")
+        # With the lowest letter for the slash, what lies below a path comes right after it: one
+        # look at each, however deep a hostile listing goes.
+        by_folder = sorted(path.replace("/", "\0") for path in paths)
+        for above, below in pairwise(by_folder):
+            if below.startswith(f"{above}\0"):
+                path = below.replace("\0", "/")
+                raise InputError(f"{snapshot_id} lists {path!r} below a file; refused.")
         for entry in entries:
-            parts = entry.path.split("/")
-            if any("/".join(parts[:n]) in paths for n in range(1, len(parts))):
-                raise InputError(f"{snapshot_id} lists {entry.path!r} below a file; refused.")
             if sizes.setdefault(entry.digest, entry.size_bytes) != entry.size_bytes:
                 raise InputError(f"{snapshot_id} gives {entry.digest} two sizes; refused.")
             Layout(entry.size_bytes)

@@ -3,7 +3,7 @@ Owns how a hub's HTTP answers are read: which redirect to follow, which error a 
 
 Knows nothing of connections; used by the metadata client and by the bulk data plane alike.
 Invariants: a token goes to the hub's own origin only; https never becomes http; five hops at most.
-Source: docs/reference/hub-dialect.md; RFC 9110 §15.4; RFC 9110 §10.2.3 (Retry-After).
+Source: docs/reference/hub-dialect.md; RFC 9110 §15.4; core.ratelimit.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urljoin, urlsplit
 
+from p2pcache.core.ratelimit import find_pause_s
 from p2pcache.errors import (
     EntryNotFoundError,
     GatedRepositoryError,
@@ -27,8 +28,6 @@ from p2pcache.errors import (
 
 REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 REDIRECTS_MAX = 5
-# A hub that asks for a longer pause is treated as down until then anyway.
-RETRY_AFTER_S_MAX = 300.0
 _MESSAGE_CHARS_MAX = 300
 # What a request line can carry: printable ASCII without spaces.
 _URL = re.compile(r"[\x21-\x7e]+", re.ASCII)
@@ -98,13 +97,6 @@ def follow_redirect(hub_url: str, current_url: str, location: str | None) -> Hop
     return Hop(url, origin == origin_of(hub_url))
 
 
-def parse_retry_after(text: str | None) -> float | None:
-    """Return the seconds of a Retry-After header within our limit; dates are not used by hubs."""
-    if text is None or not text.strip().isascii() or not text.strip().isdigit():
-        return None
-    return min(float(text.strip()[:9]), RETRY_AFTER_S_MAX)
-
-
 def error_of_answer(
     status: int, headers: Mapping[str, str], what: str, *, has_token: bool
 ) -> P2PCacheError:
@@ -132,7 +124,7 @@ def error_of_answer(
     if status == 429:
         return UpstreamRateLimitedError(
             f"The hub asks to slow down ({what}); it is asked again later.{said}",
-            retry_after_s=parse_retry_after(headers.get("retry-after")),
+            retry_after_s=find_pause_s(headers),
         )
     if status in (408, 425) or status >= 500:
         return UpstreamUnreachableError(

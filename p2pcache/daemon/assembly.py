@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from p2pcache.clock import SystemClock
 from p2pcache.config import DaemonConfig
+from p2pcache.engine.budget import UpstreamBudget
 from p2pcache.engine.cache import Cache
 from p2pcache.engine.context import Context
 from p2pcache.engine.indexthread import IndexThread
@@ -79,7 +80,8 @@ async def open_cache(config: DaemonConfig, stack: AsyncExitStack) -> Cache:
     report = await index.call(lambda i: recover(store, tree, i, wall_s=clock.wall_s()))
     if report.was_rebuilt and (report.blobs_found or report.partials):
         log.warning("the index was rebuilt from the store: %d blobs", report.blobs_found)
-    hub = HuggingFaceHub(config.hf_upstream)
+    budget = UpstreamBudget(clock, SystemRandom(), limit_bps=config.upstream_limit_bps)
+    hub = HuggingFaceHub(config.hf_upstream, budget)
     hub.open()
     stack.push_async_callback(hub.close)
     peer_pool = ConnectionPool(allows_private=True, uses_proxy=False)
@@ -97,6 +99,10 @@ async def open_cache(config: DaemonConfig, stack: AsyncExitStack) -> Cache:
             trust_peers=config.trust_peers,
             quota_bytes=config.quota_bytes,
             free_floor_bytes=config.free_floor_bytes,
+            upstream_limit_bps=config.upstream_limit_bps,
+            download_limit_bps=config.download_limit_bps,
+            upload_limit_bps=config.upload_limit_bps,
+            peer_limit_bps=config.peer_limit_bps,
         ),
         clock=clock,
         home=home,
@@ -108,6 +114,7 @@ async def open_cache(config: DaemonConfig, stack: AsyncExitStack) -> Cache:
         upstream_pool=upstream_pool,
         upstream_is_trusted=may_trust_upstream(config.hf_upstream),
         random=SystemRandom(),
+        budget=budget,
     )
     stack.callback(context.close_threads)
     await context.taints.load()

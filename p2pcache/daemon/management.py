@@ -21,6 +21,7 @@ from p2pcache.core.peers import Fault
 from p2pcache.core.refs import ModelReference
 from p2pcache.core.residency import State
 from p2pcache.daemon.guard import DOWNLOAD_ALIAS, MANAGEMENT_PREFIX, Guard
+from p2pcache.daemon.peerlist import describe_peers
 from p2pcache.engine.cache import Cache
 from p2pcache.engine.downloads import Downloads, Job, JobOrder
 from p2pcache.errors import InputError
@@ -154,8 +155,10 @@ class Management:
                 "bytes_total": measured.bytes_total,
                 "bytes_local": measured.bytes_local,
                 "bytes_missing": measured.bytes_missing,
-                "fits_disk": measured.bytes_missing < free,
+                "fits_disk": await self._cache.space.rooms.fits(snapshot.id, snapshot.files),
             }
+            if measured.verified_wall_s is not None:
+                answer["verified_at"] = measured.verified_wall_s
             if measured.state is State.RESIDENT:
                 path = await self._cache.find_path(snapshot)
                 answer |= {} if path is None else {"path": path}
@@ -198,34 +201,17 @@ class Management:
 
     async def peers(self, request: web.Request) -> web.Response:
         """List the peers that answer, and the addresses that do not."""
-        now_s = self._cache.context.clock.monotonic_s()
-        listed = []
-        for peer in self._cache.swarm.peers.values():
-            reason = self._cache.context.blame.find_ban(peer.peer_id, now_s=now_s)
-            listed.append(
-                {
-                    "name": peer.name,
-                    "id": peer.peer_id,
-                    "address": peer.url.removeprefix("http://"),
-                    "version": peer.version,
-                    "via": peer.via,
-                    "state": "up" if reason is None else "banned",
-                    "reason": reason,
-                    "rate_bps": round(peer.rate_bps),
-                    "received_bytes": peer.received_bytes,
-                    "last_seen_s": round(now_s - peer.last_seen_s, 1),
-                }
-            )
         unreachable = [
             {"address": f"{candidate.host}:{candidate.port}", "via": candidate.via}
             for candidate in self._cache.swarm.list_unreachable()
         ]
-        return web.json_response({"peers": listed, "unreachable": unreachable})
+        return web.json_response({"peers": describe_peers(self._cache), "unreachable": unreachable})
 
     async def status(self, request: web.Request) -> web.Response:
         """Say who this daemon is and what went wrong lately."""
         context = self._cache.context
         settings = context.settings
+        now_s = context.clock.monotonic_s()
         return web.json_response(
             {
                 "name": settings.name,
@@ -234,7 +220,14 @@ class Management:
                 "store": str(settings.store),
                 **self.endpoints,
                 "upstream": settings.hf_upstream,
-                "uptime_s": round(context.clock.monotonic_s() - self._started_s, 1),
+                "upstream_paused_s": round(max(0.0, context.budget.paused_until_s - now_s), 1),
+                "limits": {
+                    "upstream_bps": settings.upstream_limit_bps,
+                    "download_bps": settings.download_limit_bps,
+                    "upload_bps": settings.upload_limit_bps,
+                    "peer_bps": settings.peer_limit_bps,
+                },
+                "uptime_s": round(now_s - self._started_s, 1),
                 "peers": len(list(self._cache.swarm.iter_up())),
                 "downloads": self._downloads.count_running(),
                 "faults": [describe_fault(fault) for fault in context.blame.faults],

@@ -160,6 +160,24 @@ class Metrics:
                 },
             ),
             *_family(
+                "p2pcache_exchanges_total",
+                "counter",
+                "Exchanges with peers that we began.",
+                {(): float(context.exchanges_begun)},
+            ),
+            *_family(
+                "p2pcache_extra_bytes_total",
+                "counter",
+                "Bytes that came off the wire and were not needed.",
+                {(): float(context.pace.extra.spent)},
+            ),
+            *_family(
+                "p2pcache_upstream_pauses_total",
+                "counter",
+                "Times that the hub asked us to slow down.",
+                {(): float(context.budget.pauses_total)},
+            ),
+            *_family(
                 "p2pcache_gateway_requests_total",
                 "counter",
                 "Answers of the hub gateways.",

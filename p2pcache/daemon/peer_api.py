@@ -13,6 +13,7 @@ import asyncio
 import json
 import os
 import re
+from collections import Counter
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -46,7 +47,10 @@ class PeerApi:
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        self._uploads = asyncio.Semaphore(UPLOADS_INFLIGHT_MAX)
+        caps = cache.context.caps
+        self._uploads = asyncio.Semaphore(caps.count_uploads(UPLOADS_INFLIGHT_MAX))
+        self._uploads_per_host_max = caps.count_runs(UPLOADS_INFLIGHT_MAX)
+        self._uploads_by_host: Counter[str] = Counter()
 
     def add_routes(self, app: web.Application) -> None:
         """Put the handlers in."""
@@ -87,8 +91,11 @@ class PeerApi:
         return await self._send(request, await self._cache.open_chunk(digest))
 
     async def _send(self, request: web.Request, run: ChunkRun) -> web.StreamResponse:
+        host = request.remote or ""
+        self._uploads_by_host[host] += 1
         try:
-            if self._uploads.locked():
+            is_host_busy = self._uploads_by_host[host] > self._uploads_per_host_max
+            if is_host_busy or self._uploads.locked():
                 raise DaemonBusyError("Too many uploads are under way; come back soon.")
             async with self._uploads:
                 response = web.StreamResponse(
@@ -100,12 +107,27 @@ class PeerApi:
                 )
                 await response.prepare(request)
                 if request.method != "HEAD":
-                    await send_file_range(request, response, run.fd, run.offset, run.length)
-                    self._cache.context.bytes_counted["peer", "out"] += run.length
+                    await self._send_body(request, response, run)
                 await response.write_eof()
                 return response
         finally:
+            self._uploads_by_host[host] -= 1
+            if not self._uploads_by_host[host]:
+                del self._uploads_by_host[host]
             os.close(run.fd)
+
+    async def _send_body(
+        self, request: web.Request, response: web.StreamResponse, run: ChunkRun
+    ) -> None:
+        """Send a run, in small slices under a cap: receivers take a long silence for death."""
+        context = self._cache.context
+        pacer = context.caps.of_upload(request.remote or "")
+        step = max(1, run.length) if pacer.limit_bps is None else pacer.slice_bytes
+        for start in range(0, run.length, step):
+            count = min(step, run.length - start)
+            await pacer.take(count)
+            await send_file_range(request, response, run.fd, run.offset + start, count)
+            context.bytes_counted["peer", "out"] += count
 
     async def table(self, request: web.Request) -> web.Response:
         """Send a chunk table."""

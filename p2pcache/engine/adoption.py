@@ -29,7 +29,7 @@ from p2pcache.engine.adoptionjob import (
 from p2pcache.engine.cache import Cache
 from p2pcache.errors import DaemonBusyError, JobNotFoundError, P2PCacheError
 from p2pcache.store.adopt import sweep_staging
-from p2pcache.store.hfcache import check_folder
+from p2pcache.store.hfcache import check_cache, check_folder
 from p2pcache.store.watchlist import WatchRow
 
 log = logging.getLogger(__name__)
@@ -66,11 +66,13 @@ class Adoptions:
         Begin a job; returns as soon as it is known that the folder can be read.
 
         Raises:
-            InputError: It cannot, or it is our own.
+            InputError: It cannot, it is our own, or there is no cache in it and nobody waits for
+                one.
             DaemonBusyError: Too many are under way.
         """
         store_path = self._context.settings.store
-        await self._context.in_bulk(check_folder, order.path, store_path)
+        check = check_folder if order.is_watch else check_cache
+        await self._context.in_bulk(check, order.path, store_path)
         running = sum(job.task is not None and not job.task.done() for job in self._jobs.values())
         if running >= JOBS_RUNNING_MAX:
             raise DaemonBusyError(f"{running} imports are under way; wait for one to end.")

@@ -3,7 +3,8 @@ Owns adopting the files of one look at a cache: each distinct one once, several 
 
 Knows nothing of snapshots but which digests they name.
 Invariants: one writer for a blob, by a claim; a row is written after its file is durable; what is
-here, or known to be wrong, is not hashed again; nothing is evicted for a copy.
+here, or known to be wrong, is not hashed again, but for the very file that is imported again by
+hand; nothing is evicted for a copy.
 Source: store/adopt.py; docs/decisions/0011-adoption.md.
 """
 
@@ -31,7 +32,7 @@ from p2pcache.store.bloblist import BlobRow
 from p2pcache.store.hfcache import FileIdentity, FoundCache
 from p2pcache.store.index import Index
 from p2pcache.store.usage import measure_missing
-from p2pcache.transfer.peer import thread_buffer
+from p2pcache.transfer.buffers import thread_buffer
 
 # Half of the bulk threads: whoever opens a file meanwhile must not wait for a cache to be hashed.
 HASHES_AT_ONCE_MAX = 4
@@ -141,7 +142,8 @@ class AdoptionFiles:
 
     async def _is_here(self, work: AdoptionWork, unit: AdoptionUnit, name: BlobDigest) -> bool:
         if name not in work.here:
-            found = await self._cache.shelf.open_proven(name)
+            is_anew = not work.job.order.is_watch and await self._is_same_file(unit, name)
+            found = await self._cache.shelf.open_proven(name, is_anew=is_anew)
             if found is None:
                 return False
             os.close(found.fd)
@@ -149,6 +151,16 @@ class AdoptionFiles:
         if unit.is_public:
             await self._cache.shelf.note_public(name)
         return True
+
+    async def _is_same_file(self, unit: AdoptionUnit, name: BlobDigest) -> bool:
+        """
+        Return whether a blob that is here is the very file that somebody asks us to look at.
+
+        It was taken for what its name says when it was adopted; whoever imports it again means
+        what it is now. A watch does not ask that, and `check` does it every week.
+        """
+        row = await self._cache.shelf.find_row(name)
+        return row is not None and row.is_adopted and row.stamp.inode == unit.file.identity.inode
 
     async def _wait_for_tick(self, identity: FileIdentity) -> None:
         """Let the file system's clock go on before a file is hashed that was written just now."""

@@ -33,6 +33,7 @@ from p2pcache.store.bundle import (
     BundledBlob,
     BundleManifest,
     Literal,
+    is_begun,
     manifest_span,
     order_blobs,
     read_head,
@@ -92,13 +93,29 @@ class Frames:
         while view:
             await self._refill()
             if not self._rest:
-                raise BundleCorruptError(
-                    f"The bundle ends in {what}; it was cut off. Copy it again, then import it "
-                    "again: what was written is kept."
-                )
+                raise _make_cut_off(what)
             count = min(len(view), len(self._rest))
             view[:count] = self._rest[:count]
             view, self._rest = view[count:], self._rest[count:]
+
+    async def read_head(self) -> bytes:
+        """
+        Return the first bytes of all.
+
+        Raises:
+            BundleCorruptError: It is a bundle that was cut off. InputError: As fill().
+        """
+        head = b""
+        while len(head) < HEAD_SIZE_BYTES:
+            await self._refill()
+            if not self._rest:
+                if is_begun(head):
+                    raise _make_cut_off(f"its head, before {MANIFEST_NAME}")
+                break  # something else, and no longer than that
+            count = min(HEAD_SIZE_BYTES - len(head), len(self._rest))
+            head += bytes(self._rest[:count])
+            self._rest = self._rest[count:]
+        return head
 
     async def read(self, length: int, what: str) -> bytes:
         """Return the next bytes; memory is taken as they arrive. Raises as fill()."""
@@ -150,6 +167,13 @@ class Frames:
             ) from error
 
 
+def _make_cut_off(what: str) -> BundleCorruptError:
+    return BundleCorruptError(
+        f"The bundle ends in {what}; it was cut off. Copy it again, then import it again: what "
+        "was written is kept."
+    )
+
+
 class BundleImport:
     """One import: run() once. Event loop only."""
 
@@ -194,8 +218,7 @@ class BundleImport:
 
     async def _read_manifest(self) -> tuple[str, BundleManifest]:
         frames = self._frames
-        head = await frames.read(HEAD_SIZE_BYTES, f"its head, before {MANIFEST_NAME}")
-        bundle_id, size_bytes = read_head(head)
+        bundle_id, size_bytes = read_head(await frames.read_head())
         if self._order.bundle_id not in (None, bundle_id):
             raise BundleCorruptError(
                 f"This is bundle {bundle_id}, not {self._order.bundle_id}; nothing was taken from "

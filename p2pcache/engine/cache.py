@@ -310,8 +310,8 @@ class Cache:
         """Return how much of some files is here, asking nobody."""
         distinct = {entry.digest: entry for entry in files}
 
-        def find_proven(index: Index) -> set[BlobDigest]:
-            return set(index.checks.find_proven(distinct))
+        def find_proven(index: Index) -> dict[BlobDigest, float]:
+            return index.checks.find_proven(distinct)
 
         proven = await self.context.index.call(find_proven)
         states = []
@@ -319,14 +319,26 @@ class Cache:
             is_here = self.context.store.path_of(digest).exists()
             held = entry.size_bytes if is_here else self._count_held_bytes(entry)
             is_proven = is_here and digest in proven
-            states.append(FileResidency(entry.size_bytes, held, is_proven))
+            states.append(
+                FileResidency(
+                    entry.size_bytes,
+                    held,
+                    is_proven,
+                    proven.get(digest, 0.0),
+                    self.checkup.healer.is_damaged(digest),
+                )
+            )
         return measure_residency(states)
 
     def _count_held_bytes(self, entry: FileEntry) -> int:
         active = self.fetches.find(entry.digest)
         if active is not None:
             return active.fetch.state.held_bytes
-        return min(self.context.store.count_held_bytes(entry.digest), entry.size_bytes)
+        try:
+            return min(self.context.store.count_held_bytes(entry.digest), entry.size_bytes)
+        except StoreError as error:
+            log.warning("what is here of %s cannot be told: %s", entry.digest, error)
+            return 0
 
     async def find_path(self, snapshot: Snapshot) -> str | None:
         """

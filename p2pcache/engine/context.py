@@ -13,12 +13,19 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
 from typing import TypeVar
 
 from p2pcache.clock import Clock
+from p2pcache.core.pace import Pace
 from p2pcache.core.peers import BlameBook, Fault
 from p2pcache.core.planner import PlannerLimits
+from p2pcache.engine.budget import (
+    UPSTREAM_REQUESTS_INFLIGHT_MAX as UPSTREAM_REQUESTS_INFLIGHT_MAX,
+)
+from p2pcache.engine.budget import UpstreamBudget
+from p2pcache.engine.caps import Caps
 from p2pcache.engine.indexthread import IndexThread
 from p2pcache.engine.settings import EngineSettings
 from p2pcache.engine.taints import Taints
@@ -34,23 +41,6 @@ T = TypeVar("T")
 # and then say nothing would otherwise hold up every file that is opened or hashed.
 BULK_THREADS_MAX = 8
 PEER_THREADS_MAX = 16
-# All blobs together: a share of the hub's link that one site may take without being rude.
-UPSTREAM_REQUESTS_INFLIGHT_MAX = 8
-# A hub that asks to slow down without saying how long.
-RATE_LIMIT_PAUSE_S = 5.0
-
-
-@dataclass(slots=True)
-class UpstreamBudget:
-    """What all fetches together may ask of the hub now."""
-
-    requests_inflight: int = 0
-    paused_until_s: float = 0.0
-
-    def pause(self, retry_after_s: float | None, *, now_s: float) -> None:
-        """Ask nothing for a while: the hub said so, and it means every request of ours."""
-        pause_s = retry_after_s or RATE_LIMIT_PAUSE_S
-        self.paused_until_s = max(self.paused_until_s, now_s + pause_s)
 
 
 @dataclass(slots=True)
@@ -69,11 +59,14 @@ class Context:
     upstream_is_trusted: bool
     random: Random
     limits: PlannerLimits = field(default_factory=PlannerLimits)
+    pace: Pace = field(default_factory=Pace)
     blame: BlameBook = field(default_factory=BlameBook)
     budget: UpstreamBudget = field(default_factory=UpstreamBudget)
+    caps: Caps = field(init=False)
     taints: Taints = field(init=False)
     bytes_counted: Counter[tuple[str, str]] = field(default_factory=Counter)
     chunks_rejected: Counter[tuple[str, str]] = field(default_factory=Counter)
+    exchanges_begun: int = 0
     bulk: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(BULK_THREADS_MAX, thread_name_prefix="bulk")
     )
@@ -87,6 +80,7 @@ class Context:
     )
 
     def __post_init__(self) -> None:
+        self.caps = Caps(self.settings, self.clock)
         self.taints = Taints(self.index, self.clock)
 
     async def in_bulk(self, work: Callable[..., T], *arguments: object) -> T:
@@ -95,8 +89,12 @@ class Context:
 
     async def on_wire(self, work: Callable[..., T], *arguments: object, is_upstream: bool) -> T:
         """Run work that waits for a source, in a thread for that kind of source."""
-        threads = self.upstream_threads if is_upstream else self.peer_threads
-        return await asyncio.get_running_loop().run_in_executor(threads, work, *arguments)
+        loop = asyncio.get_running_loop()
+        if not is_upstream:
+            return await loop.run_in_executor(self.peer_threads, work, *arguments)
+        return await loop.run_in_executor(
+            self.upstream_threads, partial(self.budget.guard, work, *arguments)
+        )
 
     def close_threads(self) -> None:
         """Wait for the threads' work and end them; the event loop is done with them."""

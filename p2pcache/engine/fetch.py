@@ -12,17 +12,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
 from p2pcache.core.chunktable import ChunkTable
 from p2pcache.core.digest import BlobDigest, ChunkDigest
+from p2pcache.core.fetchevents import ChunkStored
 from p2pcache.core.layout import FIXED_LAYOUT, Layout
 from p2pcache.core.messages import SwarmEntry
 from p2pcache.core.planner import UPSTREAM
 from p2pcache.core.verify import digest_of, verify_chunk
 from p2pcache.engine.context import Context
-from p2pcache.engine.dispatch import Dispatcher
+from p2pcache.engine.dispatch import Dispatcher, RunListeners
 from p2pcache.engine.fetchstate import FetchOrder, FetchState, Suspect
 from p2pcache.engine.layouts import FoundLayout
 from p2pcache.engine.prover import prove
@@ -50,7 +52,7 @@ class BlobFetch:
     """One blob on its way here: open(), then run() once. Event loop only."""
 
     def __init__(self, context: Context, swarm: Swarm, order: FetchOrder) -> None:
-        self.state = FetchState.of(order)
+        self.state = _make_state(context, order)
         self._context = context
         self._swarm = swarm
         self._cut = FoundLayout(order.layout)
@@ -80,7 +82,7 @@ class BlobFetch:
 
     def report(self) -> SwarmEntry | None:
         """Return what peers may hear of this blob now."""
-        can_fetch = self._dispatcher is not None and self._dispatcher.can_fetch_upstream()
+        can_fetch = self._dispatcher is not None and self._dispatcher.hopes_for_upstream()
         return self.state.report(can_fetch_upstream=can_fetch)
 
     def may_stream(self) -> bool:
@@ -99,10 +101,10 @@ class BlobFetch:
         if state.streaming_count > 0:
             return True
         # A peer that is paused gives no view, and may still be sending what it was asked for.
-        if state.inflight - state.intent - state.have:
+        machine = state.machine
+        if any(run.request.source_id != UPSTREAM for run in machine.runs.values()):
             return False
-        now_s = self._context.clock.monotonic_s()
-        return not state.view_peers(self._swarm.iter_up(), now_s=now_s)
+        return not state.view_peers(self._swarm.iter_up())
 
     async def wait_for_change(self) -> None:
         """Return when a chunk arrived, a run ended, or the fetch is over."""
@@ -111,6 +113,10 @@ class BlobFetch:
     def note_change(self) -> None:
         """Wake the planner, the proof and every reader."""
         self._wake.set()
+        self.note_arrival()
+
+    def note_arrival(self) -> None:
+        """Wake the proof and every reader: bytes came, and nobody is free to be asked for more."""
         self._arrival.set()
         self._arrival = asyncio.Event()
 
@@ -130,13 +136,17 @@ class BlobFetch:
         """
         # Not the bytes: a head may have 100 MB, and the fetch hours.
         self._cut = replace(cut, head=b"")
-        self.state = FetchState.of(replace(self.state.order, layout=cut.layout))
-        self.state.patience = cut.patience or self.state.patience
+        before = self.state.machine
+        self.state = _make_state(self._context, replace(self.state.order, layout=cut.layout))
+        self.state.machine.readers = before.readers
+        self.state.machine.patience = cut.patience or before.patience
         store, order = self._context.store, self.state.order
         opened = await self._context.in_bulk(store.open_partial, order.blob, order.layout)
         found = opened.snapshot()
         self._partial = opened
-        self.state.have, self.state.sources = found.have, found.sources
+        self._hold(found.have)
+        self.state.sources = found.sources
+        self._context.pace.extra.wanted += self.layout.size_bytes - self.state.held_bytes
         self.state.unchecked = found.have.copy()
         for index, source_id in found.sources.items():
             if source_id == LIKENESS_SOURCE:
@@ -144,8 +154,18 @@ class BlobFetch:
         self.state.bytes_from["disk"] = self.state.held_bytes
         await self._keep_head(cut.head)
         self._dispatcher = Dispatcher(
-            self._context, self._swarm, self.state, opened, self.note_change
+            self._context,
+            self._swarm,
+            self.state,
+            opened,
+            RunListeners(self.note_arrival, self.note_change),
         )
+
+    def _hold(self, chunk_indexes: Iterable[int]) -> None:
+        """Count chunks as here that no run brought."""
+        now_s = self._context.clock.monotonic_s()
+        for index in chunk_indexes:
+            self.state.machine.handle(ChunkStored(index), now_s=now_s)
 
     async def _keep_head(self, head: bytes) -> None:
         """Keep the bytes that told the layout: they are the file's first ones."""
@@ -157,7 +177,7 @@ class BlobFetch:
         for index in range(count):
             if index not in self.state.have:
                 length = self.layout.length_of(index)
-                self.state.have.add(index)
+                self._hold([index])
                 self.state.sources[index] = UPSTREAM
                 self.state.bytes_from["upstream"] += length
                 self._context.bytes_counted["upstream", "in"] += length
@@ -239,7 +259,8 @@ class BlobFetch:
                 await self._forget(likely)
                 continue
             await self._drop_doubtful(dispatcher, table, attempt)
-            attempt += 1
+            # Each of those in doubt gets its chance to be right alone: their number bounds it.
+            attempt += 0 if self.state.untried else 1
         raise AssertionError("the last attempt proves or raises")
 
     async def _check_earlier_chunks(self) -> None:
@@ -282,23 +303,25 @@ class BlobFetch:
 
     def _check_hope(self, dispatcher: Dispatcher) -> None:
         """Give up when the disk failed, or when nobody who could help is left."""
-        state = self.state
+        state, machine = self.state, self.state.machine
         if state.failure is not None:
             raise state.failure
         is_waiting = not dispatcher.is_idle or state.is_looking_here
-        if is_waiting or not state.patience.is_given_up():
+        if is_waiting or not machine.patience.is_given_up():
             return
         now_s = self._context.clock.monotonic_s()
-        patience_s = 2 * self._context.limits.lease_s
-        for view in state.view_peers(self._swarm.iter_up(), now_s=now_s):
-            is_moving = now_s - view.last_progress_s <= patience_s
+        for view in machine.view(state.view_peers(self._swarm.iter_up()), now_s=now_s):
+            is_stalled = view.peer_id in machine.stalled
             if view.have & state.missing:
                 return
-            if view.is_fetching and view.can_fetch_upstream and is_moving:
+            if view.is_fetching and view.can_fetch_upstream and not is_stalled:
                 return
-        if any(until_s > now_s for until_s in state.paused_until_s.values()):
+        if machine.is_anyone_resting(now_s=now_s):
             return
-        error = state.patience.last_error
+        if state.try_next_sender():
+            log.info("%s: asking one of those in doubt for all of it", self.blob)
+            return
+        error = machine.patience.last_error
         assert error is not None, "giving up follows an error"
         if state.suspects:
             names = ", ".join(sorted({s.source_id for s in state.suspects.values()}))
@@ -306,11 +329,11 @@ class BlobFetch:
                 f"{state.order.location.what}: what peer {names} gave is not the file, and nobody "
                 "else has it; ask again when the hub or another peer is there."
             ) from error
-        if not state.refused and not state.paused_until_s:
+        if not machine.refused and not machine.resting_until_s:
             raise error
         raise NoSourceError(
             f"Nobody could give all of {state.order.location.what}: {error}",
-            tried=(UPSTREAM, *state.refused, *state.paused_until_s),
+            tried=(UPSTREAM, *machine.refused, *machine.resting_until_s),
         ) from error
 
     async def _drop_doubtful(self, dispatcher: Dispatcher, table: ChunkTable, attempt: int) -> None:
@@ -337,8 +360,8 @@ class BlobFetch:
             digest = table.find(index)
             if digest is not None and state.sources.get(index) != UPSTREAM:
                 state.suspects[index] = Suspect(digest, state.sources[index])
-        state.excluded |= senders
-        state.asks_peers = attempt < PROOF_ATTEMPTS_MAX - 1
+        state.exclude(senders)
+        state.asks_peers = attempt < PROOF_ATTEMPTS_MAX - 1 or bool(state.untried)
         await self._forget(doubtful)
 
     async def _forget(self, chunk_indexes: list[int]) -> None:
@@ -422,3 +445,13 @@ def _put_head(partial: FilePartial, head: memoryview, whole_count: int) -> None:
         rest = head[layout.offset_of(whole_count) :]
         if rest:
             partial.put_prefix(whole_count, rest, 0)
+
+
+def _make_state(context: Context, order: FetchOrder) -> FetchState:
+    return FetchState.of(
+        order,
+        context.settings.peer_id,
+        limits=context.limits,
+        pace=context.pace,
+        random=context.random,
+    )

@@ -118,7 +118,7 @@ class ActiveFetch:
 
     def note_reader(self, reader_id: int, chunk_index: int) -> None:
         """Say which chunk a reader waits for."""
-        readers = self.fetch.state.readers
+        readers = self.fetch.state.machine.readers
         now_s = self._clock.monotonic_s()
         before = readers.get(reader_id)
         if before is None or before[0] != chunk_index:
@@ -127,7 +127,7 @@ class ActiveFetch:
 
     def forget_reader(self, reader_id: int) -> None:
         """Say that a reader left."""
-        self.fetch.state.readers.pop(reader_id, None)
+        self.fetch.state.machine.readers.pop(reader_id, None)
 
 
 class Fetches:
@@ -236,7 +236,7 @@ class Fetches:
         state = active.fetch.state
         shareable, wanted = state.find_shareable(), range(first, last + 1)
         if not all(index in shareable for index in wanted):
-            if all(index in shareable or index in state.intent for index in wanted):
+            if all(index in shareable or index in state.machine.intent for index in wanted):
                 raise ChunkNotYetError(
                     f"Chunks {first}-{last} of {blob} are on their way here; ask again.",
                     retry_after_s=NOT_YET_RETRY_S,

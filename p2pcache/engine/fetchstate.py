@@ -11,22 +11,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from random import Random
 
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest, ChunkDigest
+from p2pcache.core.fetchevents import ChunksForgotten
+from p2pcache.core.fetchmachine import FetchMachine
 from p2pcache.core.layout import Layout
 from p2pcache.core.messages import SwarmEntry
-from p2pcache.core.patience import Patience
-from p2pcache.core.planner import UPSTREAM, PeerView
+from p2pcache.core.pace import Pace
+from p2pcache.core.planner import UPSTREAM, PeerView, PlannerLimits
 from p2pcache.core.upstream import UpstreamLocation
 from p2pcache.engine.peer import Peer
 from p2pcache.errors import P2PCacheError
 from p2pcache.store.partial import LIKENESS_SOURCE
-
-# A reader without a byte for this long gets its next chunk from wherever it can be had.
-READER_PATIENCE_S = 2.0
-# Chunks ahead of a reader that are fetched before others.
-READER_WINDOW_CHUNKS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,31 +52,20 @@ class FetchState:
     """The mutable middle of a fetch."""
 
     order: FetchOrder
-    have: Bitfield
-    inflight: Bitfield
-    intent: Bitfield
+    # What is here, what is asked of whom, who rests.
+    machine: FetchMachine
     # Chunks of an earlier run that were not hashed again yet: held, but given to nobody.
     unchecked: Bitfield
     # Chunks that were copied from other files here.
     copied: Bitfield
-    # Whom each chunk in flight was asked of: one source, or two for a starving reader.
-    asked: dict[int, set[str]] = field(default_factory=dict)
     sources: dict[int, str] = field(default_factory=dict)
     bytes_from: Counter[str] = field(default_factory=Counter)
-    # reader → (the chunk it waits for, since when)
-    readers: dict[int, tuple[int, float]] = field(default_factory=dict)
     # Readers that have begun a body: until they end, only trusted sources are asked.
     streaming_count: int = 0
-    upstream_inflight: int = 0
-    upstream_received: int = 0
-    patience: Patience = field(default_factory=Patience)
-    refused: dict[str, Bitfield] = field(default_factory=dict)
-    refusals: Counter[str] = field(default_factory=Counter)
-    paused_until_s: dict[str, float] = field(default_factory=dict)
-    # Peers that crawled: left alone, and no reason to go on hoping.
-    crawlers_until_s: dict[str, float] = field(default_factory=dict)
     suspects: dict[int, Suspect] = field(default_factory=dict)
     excluded: set[str] = field(default_factory=set)
+    # Of the excluded, those that were never asked for all of it alone.
+    untried: list[str] = field(default_factory=list)
     # False once peers' chunks failed the proof so often that only the hub is asked.
     asks_peers: bool = True
     failure: P2PCacheError | None = None
@@ -93,11 +80,20 @@ class FetchState:
     is_published: bool = False
 
     @classmethod
-    def of(cls, order: FetchOrder) -> FetchState:
-        """Return the state of a fetch that has nothing yet."""
+    def of(
+        cls, order: FetchOrder, self_id: str, *, limits: PlannerLimits, pace: Pace, random: Random
+    ) -> FetchState:
+        """Return the state of a fetch that has nothing yet; see FetchMachine for the arguments."""
         count = order.layout.chunk_count
-        fields = [Bitfield(count) for _ in range(5)]
-        return cls(order, fields[0], fields[1], fields[2], fields[3], fields[4])
+        machine = FetchMachine(
+            order.blob, order.layout, self_id, limits=limits, pace=pace, random=random
+        )
+        return cls(order, machine, Bitfield(count), Bitfield(count))
+
+    @property
+    def have(self) -> Bitfield:
+        """Return the chunks that are here."""
+        return self.machine.have
 
     @property
     def missing(self) -> Bitfield:
@@ -144,13 +140,13 @@ class FetchState:
             self.order.blob,
             self.order.layout.id,
             self.find_shareable(),
-            self.intent.copy(),
+            self.machine.intent.copy(),
             is_fetching=not self.is_published,
             can_fetch_upstream=can_fetch_upstream,
-            received_bytes=self.upstream_received,
+            received_bytes=self.machine.first_copy_bytes,
         )
 
-    def view_peers(self, peers: Iterable[Peer], *, now_s: float) -> list[PeerView]:
+    def view_peers(self, peers: Iterable[Peer]) -> list[PeerView]:
         """Return the planner's views of the peers that may be asked for this blob."""
         must_be_trusted = self.streaming_count > 0 and not self.order.trusts_peers
         if not self.order.is_public or must_be_trusted or not self.asks_peers:
@@ -158,37 +154,30 @@ class FetchState:
         views = []
         for peer in peers:
             entry = peer.find_entry(self.order.blob)
-            is_paused = now_s < max(
-                self.paused_until_s.get(peer.peer_id, 0.0),
-                self.crawlers_until_s.get(peer.peer_id, 0.0),
-            )
-            if entry is None or entry.layout != self.order.layout.id or is_paused:
+            if entry is None or entry.layout != self.order.layout.id:
                 continue
-            view = peer.view(self.order.blob, self.refused.get(peer.peer_id))
+            view = peer.view(self.order.blob)
             if view is not None and peer.peer_id not in self.excluded:
                 views.append(view)
         return views
 
-    def note_asked(self, chunk_index: int, source_id: str) -> None:
-        """Count a chunk as in flight."""
-        self.asked.setdefault(chunk_index, set()).add(source_id)
-        self.inflight.add(chunk_index)
-        if source_id == UPSTREAM:
-            self.intent.add(chunk_index)
+    def exclude(self, senders: Iterable[str]) -> None:
+        """Ask none of the senders of a wrong whole again, as long as there is another way."""
+        in_doubt = {source_id for source_id in senders if source_id not in self.excluded}
+        self.untried += sorted(in_doubt - {LIKENESS_SOURCE}) if len(in_doubt) > 1 else []
+        self.excluded |= in_doubt
 
-    def note_answered(self, chunk_index: int, source_id: str) -> None:
-        """Count a chunk as not in flight from a source any more, whether it came or not."""
-        left = self.asked.get(chunk_index, set())
-        left.discard(source_id)
-        if not left:
-            self.asked.pop(chunk_index, None)
-            self.inflight.discard(chunk_index)
-        if source_id == UPSTREAM:
-            self.intent.discard(chunk_index)
+    def try_next_sender(self) -> bool:
+        """
+        When the hub is away: ask one of those in doubt, alone, so that its part can be told.
 
-    def refuse(self, peer_id: str, chunk_index: int) -> None:
-        """Do not ask this peer for this chunk again."""
-        self.refused.setdefault(peer_id, Bitfield(self.have.length)).add(chunk_index)
+        One liar must not keep a site without a hub from what honest peers have.
+        """
+        if not self.untried:
+            return False
+        self.excluded.discard(self.untried.pop(0))
+        self.asks_peers = True
+        return True
 
     def forget(self, chunk_index: int) -> None:
         """Take out a chunk that turned out to be doubtful; it counts as not here."""
@@ -197,20 +186,6 @@ class FetchState:
         if chunk_index in self.copied or self.bytes_from[kind] < length:
             kind = "disk"  # an earlier run brought it, or another file here
         self.bytes_from[kind] -= length
-        self.have.discard(chunk_index)
+        self.machine.handle(ChunksForgotten((chunk_index,)), now_s=0.0)
         self.unchecked.discard(chunk_index)
         self.copied.discard(chunk_index)
-
-    def find_starving(self, *, now_s: float) -> list[int]:
-        """Return the chunks that a reader has waited for too long."""
-        return [
-            index
-            for index, since_s in self.readers.values()
-            if now_s - since_s > READER_PATIENCE_S and index not in self.have
-        ]
-
-    def find_next_for_readers(self) -> list[int]:
-        """Return the chunks that readers need next, nearest first."""
-        starts = {index for index, _ in self.readers.values()}
-        ahead = [start + n for n in range(READER_WINDOW_CHUNKS) for start in starts]
-        return list(dict.fromkeys(index for index in ahead if index < self.have.length))

@@ -74,6 +74,11 @@ class Healer:
         """Return what was found damaged, the latest last."""
         return list(self._memory.damages.values())
 
+    def is_damaged(self, blob: BlobDigest) -> bool:
+        """Return whether a file was found damaged here, and is not whole again."""
+        damage = self._memory.damages.get(blob)
+        return damage is not None and damage.is_open and not damage.is_gone
+
     def note(self, found: ShelfDamage) -> None:
         """Take in a file that was set aside."""
         self.damaged_chunks_total += len(found.chunks)

@@ -84,7 +84,10 @@ class Layouts:
         kept = await self._context.in_bulk(self._find_kept, order)
         if kept is not None:
             return FoundLayout(kept)
-        source = UpstreamSource(order.location, self._context.upstream_pool)
+        budget = self._context.budget
+        source = UpstreamSource(
+            order.location, self._context.upstream_pool, on_answer=budget.note_bulk_answer
+        )
         try:
             return await self._ask_around(order, source)
         finally:
@@ -113,7 +116,7 @@ class Layouts:
                     return claimed
             now_s = clock.monotonic_s()
             is_mine = not order.is_public or self._swarm.is_mine(order.blob)
-            may_ask = patience.may_ask(now_s) and now_s >= budget.paused_until_s
+            may_ask = patience.may_ask(now_s) and budget.may_ask(now_s)
             if may_ask and (is_mine or now_s >= lease_ends_s):
                 try:
                     return await self.read_head(order, source)
@@ -172,7 +175,7 @@ class Layouts:
         """
         size_bytes = order.layout.size_bytes
         head, wanted = bytearray(), min(FIRST_HEAD_BYTES, size_bytes)
-        self._context.budget.requests_inflight += 1
+        self._context.budget.begin(self._context.clock.monotonic_s())
         try:
             while True:
                 while len(head) < wanted:
@@ -185,6 +188,6 @@ class Layouts:
                     break
                 wanted = found.head_bytes
         finally:
-            self._context.budget.requests_inflight -= 1
+            self._context.budget.end()
         layout = order.layout if found is None else found.layout()
         return FoundLayout(layout, bytes(head), found, is_certain=True)

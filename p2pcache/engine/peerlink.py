@@ -14,7 +14,7 @@ import json
 import aiohttp
 
 from p2pcache.core.messages import MESSAGE_BYTES_MAX, Exchange, Hello
-from p2pcache.errors import PeerProtocolError, PeerRefusedError, PeerUnreachableError
+from p2pcache.errors import PeerGoneError, PeerProtocolError, PeerRefusedError, PeerUnreachableError
 
 # A neighbour answers in milliseconds; one that needs seconds is of no use to a fetch.
 REQUEST_S_MAX = 2.0
@@ -80,6 +80,11 @@ class PeerLink:
                         raise PeerProtocolError(f"{url}{path} has no end.")
                 decoded: object = json.loads(body)
                 return decoded
+        except aiohttp.ClientConnectorError as error:
+            is_refused = isinstance(error.os_error, ConnectionRefusedError)
+            raise (PeerGoneError if is_refused else PeerUnreachableError)(
+                f"{url} does not answer ({error!r})."
+            ) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise PeerUnreachableError(f"{url} does not answer ({error!r}).") from error
         except (ValueError, RecursionError) as error:

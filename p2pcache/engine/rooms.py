@@ -10,21 +10,24 @@ Source: design.md §4; docs/how-to/limit-disk.md.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
-from p2pcache.core.eviction import measure_room, plan_eviction
+from p2pcache.core.digest import BlobDigest
+from p2pcache.core.eviction import Protection, measure_room, plan_eviction
 from p2pcache.core.refs import SnapshotId
 from p2pcache.core.snapshot import FileEntry
 from p2pcache.engine.context import Context
 from p2pcache.engine.evictor import Evictor, Survey, limit_space
-from p2pcache.engine.gauge import Gauge
+from p2pcache.engine.gauge import Figures, Gauge
 from p2pcache.engine.holds import Holds, Room
 from p2pcache.errors import StoreFullError
 from p2pcache.store.usage import measure_missing
 
 # Plans for one request: what a plan counted on may be needed again when its turn comes.
 PLANS_MAX = 3
+# A poll of many models' residency looks at the store this often, not each time.
+SURVEY_AGE_S_MAX = 10.0
 # File systems give room back a moment after the last name of a file went.
 DISK_SETTLE_S = 2.0
 DISK_POLL_S = 0.05
@@ -54,6 +57,16 @@ class _Lack:
         return self.quota_bytes <= 0 and self.disk_bytes <= 0
 
 
+def _find_lack(need: _Need, figures: Figures) -> _Lack:
+    if not need.room_bytes:
+        return _Lack(0, 0)
+    over = 0
+    if figures.quota_bytes is not None:
+        over = figures.own_bytes + need.all_bytes - figures.quota_bytes
+    under = figures.floor_bytes + need.all_bytes - figures.disk_free
+    return _Lack(max(0, over), max(0, under))
+
+
 class Rooms:
     """All rooms of this daemon. Event loop only."""
 
@@ -73,6 +86,36 @@ class Rooms:
         self._evictor = evictor
         self._gauge = gauge
         self._lock = lock
+        # The last look at the store that a question took, and when.
+        self._seen: tuple[float, Survey] | None = None
+
+    async def fits(self, snapshot_id: SnapshotId, entries: Iterable[FileEntry]) -> bool:
+        """
+        Return whether make() would find room now: in the quota and on the disk, after evicting
+        what may go, with what others reserved. Reserves and evicts nothing.
+
+        Raises:
+            StoreError: The disk failed.
+        """
+        need = await self._measure_need({entry.digest: entry.size_bytes for entry in entries})
+        figures = await self._gauge.read()
+        if _find_lack(need, figures).is_none:
+            return True
+        survey = await self._look()
+        views = (
+            replace(view, protection=Protection.IN_USE) if view.id == snapshot_id else view
+            for view in survey.view.snapshots
+        )
+        view = replace(survey.view, snapshots=tuple(views))
+        limits = limit_space(figures, survey)
+        return not plan_eviction(view, limits, need_bytes=need.all_bytes).bytes_short
+
+    async def _look(self) -> Survey:
+        """Return how the store was a few seconds ago at most."""
+        now_s = self._context.clock.monotonic_s()
+        if self._seen is None or not 0 <= now_s - self._seen[0] < SURVEY_AGE_S_MAX:
+            self._seen = now_s, await self._evictor.survey(is_report=True)
+        return self._seen[1]
 
     async def make(self, snapshot_id: SnapshotId, entries: Iterable[FileEntry]) -> Room:
         """
@@ -115,15 +158,8 @@ class Rooms:
             raise await self._refuse(room, "others need what could be evicted; ask again")
 
     async def _measure_lack(self, room: Room) -> _Lack:
-        need = await self._measure_need(room)
-        if not need.room_bytes:
-            return _Lack(0, 0)
-        figures = await self._gauge.read()
-        over = 0
-        if figures.quota_bytes is not None:
-            over = figures.own_bytes + need.all_bytes - figures.quota_bytes
-        under = figures.floor_bytes + need.all_bytes - figures.disk_free
-        return _Lack(max(0, over), max(0, under))
+        need = await self._measure_need(room.sizes, but=room)
+        return _find_lack(need, await self._gauge.read())
 
     async def _evict_for(self, room: Room, *, is_last: bool) -> bool:
         """
@@ -135,7 +171,7 @@ class Rooms:
         """
         ended_count = self._holds.ended_count
         survey = await self._evictor.survey()
-        need = await self._measure_need(room)
+        need = await self._measure_need(room.sizes, but=room)
         limits = limit_space(await self._gauge.read(), survey)
         plan = plan_eviction(survey.view, limits, need_bytes=need.all_bytes)
         if plan.bytes_short:
@@ -157,9 +193,11 @@ class Rooms:
             await asyncio.sleep(DISK_POLL_S)
         return True
 
-    async def _measure_need(self, room: Room) -> _Need:
-        others = self._holds.list_granted(but=room)
-        rest = {blob: size for blob, size in room.sizes.items() if blob not in others}
+    async def _measure_need(
+        self, sizes: Mapping[BlobDigest, int], *, but: Room | None = None
+    ) -> _Need:
+        others = self._holds.list_granted(but=but)
+        rest = {blob: size for blob, size in sizes.items() if blob not in others}
         store = self._context.store
 
         def measure() -> _Need:
@@ -173,7 +211,8 @@ class Rooms:
         self, room: Room, reason: str, survey: Survey | None = None
     ) -> StoreFullError:
         survey = survey or await self._evictor.survey(is_report=True)
-        need, figures = await self._measure_need(room), await self._gauge.read()
+        need = await self._measure_need(room.sizes, but=room)
+        figures = await self._gauge.read()
         report = measure_room(survey.view)
         kept = ", ".join(f"{n:,} {p}" for p, n in report.protected_bytes.items() if n)
         quota = "no quota" if figures.quota_bytes is None else f"a quota of {figures.quota_bytes:,}"

@@ -27,6 +27,11 @@ class EngineSettings:
     quota_bytes: int | None = None
     # Left free for everybody else on the file system: SQLite, logs, the workers' own files.
     free_floor_bytes: int = FREE_FLOOR_BYTES_DEFAULT
+    # What bulk bytes may take, in bytes per second; None for no limit. A peer's counts each way.
+    upstream_limit_bps: int | None = None
+    download_limit_bps: int | None = None
+    upload_limit_bps: int | None = None
+    peer_limit_bps: int | None = None
     # Where a branch points is asked again after this long; clients allow a minute.
     ref_ttl_s: float = 60.0
     # A hub that said "public" is asked again after a day; a refusal seen by anyone counts at once.

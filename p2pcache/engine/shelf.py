@@ -29,7 +29,7 @@ from p2pcache.store.check import FileCheck
 from p2pcache.store.damages import DamagePlace
 from p2pcache.store.index import Index
 from p2pcache.store.quarantine import Wreck, condemn, keep_good_chunks, withdraw
-from p2pcache.transfer.peer import thread_buffer
+from p2pcache.transfer.buffers import thread_buffer
 
 log = logging.getLogger(__name__)
 
@@ -78,11 +78,12 @@ class Shelf:
         """Return what the index says of a blob."""
         return await self._context.index.call(lambda index: index.blobs.find(blob))
 
-    async def open_proven(self, blob: BlobDigest) -> BlobFile | None:
+    async def open_proven(self, blob: BlobDigest, *, is_anew: bool = False) -> BlobFile | None:
         """
         Open a blob that is whole; None when it is not here, or not any more.
 
-        A file whose stamp changed, or that was never proven here, is hashed first.
+        A file whose stamp changed, or that was never proven here, is hashed first, and with
+        `is_anew` in any case: a disk that rots leaves the stamp as it was.
         """
         row = await self.find_row(blob)
         if row is None:
@@ -93,7 +94,7 @@ class Shelf:
         if found is None:
             await self._forget(blob)
             return None
-        if row.is_proven and found.stamp == row.stamp:
+        if row.is_proven and found.stamp == row.stamp and not is_anew:
             return found
         is_right = False
         try:

@@ -14,7 +14,7 @@ import contextlib
 import ipaddress
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from p2pcache import __version__
 from p2pcache.core.bitfield import Bitfield
@@ -26,7 +26,7 @@ from p2pcache.discovery.base import Candidate
 from p2pcache.engine.context import Context
 from p2pcache.engine.peer import Peer
 from p2pcache.engine.peerlink import PeerLink
-from p2pcache.errors import P2PCacheError
+from p2pcache.errors import P2PCacheError, PeerGoneError
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +36,8 @@ PEER_SILENCE_S = 6.0
 # While a blob is active, changes are told at most this often, and repeated at least this often.
 EXCHANGE_INTERVAL_MIN_S = 0.05
 EXCHANGE_INTERVAL_MAX_S = 1.0
+# Of all peers together: what a daemon may spend on talking, a few hundredths of a core.
+EXCHANGES_PER_S_MAX = 20.0
 # A start waits this long for the first round of exchanges, and no longer.
 START_ROUND_S_MAX = 1.0
 # mDNS answers within a second; a fetch right after start waits for it once.
@@ -208,6 +210,15 @@ class Swarm:
             if self._context.blame.find_ban(peer.peer_id, now_s=now_s) is None:
                 yield peer
 
+    def is_distrusted(self) -> bool:
+        """Return whether most peers have banned us: a disk or a memory of ours is damaged."""
+        peers = list(self.iter_up())
+        return sum(peer.bans_us for peer in peers) > max(1, len(peers) / 2)
+
+    def _is_banned(self, peer_id: str) -> bool:
+        now_s = self._context.clock.monotonic_s()
+        return self._context.blame.find_ban(peer_id, now_s=now_s) is not None
+
     # --- what the peer endpoint uses ---
 
     def hello(self) -> Hello:
@@ -224,7 +235,11 @@ class Swarm:
             self._meet(hello, introduced)
             if self._lives_at(hello.peer_id, remote_host):
                 self._hear(hello.peer_id, exchange.entries)
-        return await self._our_side([entry.blob for entry in exchange.entries])
+                self._note_visitor(hello.peer_id)
+                if (known := self.peers.get(hello.peer_id)) is not None:
+                    known.bans_us = exchange.is_banned
+        ours = await self._our_side([entry.blob for entry in exchange.entries])
+        return replace(ours, is_banned=self._is_banned(hello.peer_id))
 
     # --- one task for each address ---
 
@@ -237,7 +252,7 @@ class Swarm:
                     return  # it is ourselves
             except P2PCacheError as error:
                 log.debug("%s: %s", address.url, error)
-                self._note_silence(address)
+                self._note_silence(address, is_gone=isinstance(error, PeerGoneError))
                 address.peer_id = None
             finally:
                 address.round = max(address.round, 0)
@@ -257,8 +272,11 @@ class Swarm:
             hello = await self.link.greet(address.url)
         else:
             ours = await self._our_side(list(self._reporters))
+            self._context.exchanges_begun += 1
             theirs = await self.link.exchange(address.url, ours)
             hello, entries = theirs.hello, theirs.entries
+            if (known := self.peers.get(hello.peer_id)) is not None:
+                known.bans_us = theirs.is_banned
         if hello.peer_id != self._context.settings.peer_id:
             self._meet(hello, address.candidate)
             peer = self.peers.get(hello.peer_id)
@@ -275,10 +293,25 @@ class Swarm:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(interval_s):
                 await address.wake.wait()
-        since_s = self._context.clock.monotonic_s() - address.visited_s
-        if since_s < EXCHANGE_INTERVAL_MIN_S:
-            await asyncio.sleep(EXCHANGE_INTERVAL_MIN_S - since_s)
+        # Twice, since who visits us meanwhile knows what we know.
+        for _ in range(2):
+            await asyncio.sleep(max(0.0, self._next_visit_s(address)))
         address.wake.clear()
+
+    def _next_visit_s(self, address: _Address) -> float:
+        """Return in how many seconds an address may be visited again."""
+        if address.round < self._round:
+            interval_s = EXCHANGE_INTERVAL_MIN_S
+        else:
+            interval_s = max(EXCHANGE_INTERVAL_MIN_S, len(self.peers) / EXCHANGES_PER_S_MAX)
+        return address.visited_s + interval_s - self._context.clock.monotonic_s()
+
+    def _note_visitor(self, peer_id: str) -> None:
+        """Count an exchange that a peer began like one that we began."""
+        peer = self.peers.get(peer_id)
+        address = None if peer is None else self._addresses.get((peer.host, peer.port))
+        if peer is not None and address is not None and address.peer_id == peer_id:
+            address.visited_s = self._context.clock.monotonic_s()
 
     async def _settle(self) -> None:
         """Wait until every address was visited once, SETTLE_S after start at most."""
@@ -291,6 +324,7 @@ class Swarm:
                     await self._visited.wait()
 
     async def _ask_peer(self, peer: Peer, message: Exchange) -> None:
+        self._context.exchanges_begun += 1
         try:
             self._hear(peer.peer_id, (await self.link.exchange(peer.url, message)).entries)
         except P2PCacheError as error:
@@ -328,9 +362,9 @@ class Swarm:
             return
         now_s = self._context.clock.monotonic_s()
         for entry in entries:
-            peer.hear(entry, now_s=now_s)
+            is_news = peer.hear(entry, now_s=now_s)
             listener = self._listeners.get(entry.blob)
-            if listener is not None:
+            if listener is not None and is_news:
                 listener()
 
     def _is_home(self, address: _Address) -> bool:
@@ -343,11 +377,15 @@ class Swarm:
         peer = self.peers.get(peer_id)
         return host in hosts or (peer is not None and peer.host == host)
 
-    def _note_silence(self, address: _Address) -> None:
-        """Drop the peer at an address once it was silent too long."""
+    def _note_silence(self, address: _Address, *, is_gone: bool) -> None:
+        """Expect nothing of a peer where nobody listens; drop one that was silent too long."""
         now_s = self._context.clock.monotonic_s()
         for peer in list(self.peers.values()):
             is_here = (peer.host, peer.port) == address.key
+            if is_here and is_gone:
+                peer.is_gone = True
+                for listener in self._listeners.values():
+                    listener()
             if is_here and now_s - peer.last_seen_s >= PEER_SILENCE_S:
                 self._drop(peer)
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from p2pcache.core.chunktable import ChunkTable
 from p2pcache.core.digest import BlobDigest, ChunkDigest
+from p2pcache.core.fetchevents import ChunkStored
 from p2pcache.core.layout import FIXED_LAYOUT
 from p2pcache.core.likeness import FIRST_PROBES, Likeness, Place, find_likenesses
 from p2pcache.core.tensors import TensorMap
@@ -94,7 +95,11 @@ class Twins:
         self._partial = partial
         self._on_change = on_change
         self._layouts = Layouts(context, swarm)
-        self._source = UpstreamSource(state.order.location, context.upstream_pool)
+        self._source = UpstreamSource(
+            state.order.location,
+            context.upstream_pool,
+            on_answer=context.budget.note_bulk_answer,
+        )
         self._is_stopped = False
         self._promised: list[_Twin] = []
         self._likely: list[_Part] = []
@@ -109,12 +114,12 @@ class Twins:
         if state.streaming_count == 0 and any(i not in known for i in state.missing):
             await self._find_likely(found, known)
         for twin in self._promised:
-            state.note_asked(twin.chunk_index, HERE)
+            state.machine.note_asked(twin.chunk_index, HERE)
         for part in self._likely:
             for index in part.chunk_indexes:
-                state.note_asked(index, HERE)
+                state.machine.note_asked(index, HERE)
         # From now on, not from the first step of take(): hope must not end in between.
-        state.is_looking_here = bool(state.asked)
+        state.is_looking_here = bool(state.machine.asked)
         is_restricted = any(twin.source_id == LIKENESS_SOURCE for twin in self._promised)
         state.is_guessing = is_restricted or bool(self._likely)
 
@@ -131,8 +136,8 @@ class Twins:
         finally:
             self._source.close()
             self._state.is_looking_here = self._state.is_guessing = False
-            for index in list(self._state.asked):
-                self._state.note_answered(index, HERE)
+            for index in list(self._state.machine.asked):
+                self._state.machine.note_answered(index, HERE)
             self._on_change()
 
     def stop(self) -> None:
@@ -156,7 +161,9 @@ class Twins:
         for _, peer_id, peer in sorted(peers, key=lambda p: (-p[0], p[1]))[:TABLE_PEERS_MAX]:
             table = await self._layouts.try_get_table(peer, order)
             if table is not None and table.layout == order.layout:
-                known = [i for i in state.missing - state.inflight if table.find(i) is not None]
+                known = [
+                    i for i in state.missing - state.machine.inflight if table.find(i) is not None
+                ]
                 self._promised = await self._look_up(table, known, peer_id)
                 return set(known)
         return set()
@@ -196,7 +203,7 @@ class Twins:
             wanted = await self._try_read_head()
         if wanted is None or wanted.layout() != order.layout:
             return
-        is_free = self._state.missing - self._state.inflight
+        is_free = self._state.missing - self._state.machine.inflight
         for likeness in find_likenesses(wanted, here, random=self._context.random):
             last = order.layout.index_at(likeness.start + likeness.length - 1)
             chunks = range(order.layout.index_at(likeness.start), last + 1)
@@ -262,7 +269,7 @@ class Twins:
         self, looked_at: Sequence[_Part], same: Sequence[tuple[_Part, Place]]
     ) -> bool:
         """Return whether copies save so much that readers may be held up until the proof."""
-        if not self._state.readers:
+        if not self._state.machine.readers:
             return True
         same_bytes = sum(part.likeness.length for part, _ in same)
         return same_bytes >= READER_SHARE_MIN * sum(part.likeness.length for part in looked_at)
@@ -275,7 +282,7 @@ class Twins:
         place = await self._context.in_bulk(self._find_same, part.likeness, expected)
         if place is None:
             for index in part.chunk_indexes:
-                self._state.note_answered(index, HERE)
+                self._state.machine.note_answered(index, HERE)
             self._on_change()
         return place
 
@@ -295,10 +302,10 @@ class Twins:
         while True:
             if not self._may_take(LIKENESS_SOURCE) or self._probe_failures >= PROBE_FAILURES_MAX:
                 return None
-            if clock.monotonic_s() >= budget.paused_until_s:
+            if budget.may_ask(clock.monotonic_s()):
                 break
             await asyncio.sleep(LOOK_INTERVAL_S)
-        budget.requests_inflight += 1
+        budget.begin(clock.monotonic_s())
         try:
             return await self._context.on_wire(
                 self._source.read_range,
@@ -314,7 +321,7 @@ class Twins:
             self._probe_failures += 1
             return None
         finally:
-            budget.requests_inflight -= 1
+            budget.end()
 
     def _find_same(self, likeness: Likeness, expected: bytes) -> Place | None:
         for place in likeness.places:
@@ -385,11 +392,12 @@ class Twins:
         """Count a chunk that a bulk thread has copied."""
         state, index = self._state, twin.chunk_index
         if is_taken and index not in state.have:
-            state.have.add(index)
+            now_s = self._context.clock.monotonic_s()
+            state.machine.handle(ChunkStored(index), now_s=now_s)
             state.copied.add(index)
             state.sources[index] = twin.source_id
             state.bytes_from["disk"] += state.order.layout.length_of(index)
             self._context.bytes_counted["disk", "in"] += state.order.layout.length_of(index)
-        state.note_answered(index, HERE)
+        state.machine.note_answered(index, HERE)
         self._swarm.note_change()
         self._on_change()

@@ -8,13 +8,44 @@ Source: design.md §5, step ③.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from p2pcache.core.credentials import Credentials
 from p2pcache.core.refs import RepoId, SnapshotId
 from p2pcache.core.snapshot import FileEntry, Snapshot
 from p2pcache.core.upstream import UpstreamLocation
+
+# What a hub counts apart: questions about repositories, and about (or for) files.
+RequestKind = Literal["api", "resolve"]
+
+
+class Gate(Protocol):
+    """What a hub client asks before every request, since all of this machine's count together."""
+
+    async def admit(self, kind: RequestKind, *, wait_s_max: float) -> None:
+        """
+        Return when a request may be sent.
+
+        Raises:
+            UpstreamRateLimitedError: Not within `wait_s_max`; it says when.
+        """
+        ...
+
+    def note_answer(self, kind: RequestKind, status: int, headers: Mapping[str, str]) -> None:
+        """Take in what an answer says of the hub's limits, whatever it says besides."""
+        ...
+
+
+class OpenGate:
+    """The gate of a hub client that has the hub for itself. Implements Gate."""
+
+    async def admit(self, kind: RequestKind, *, wait_s_max: float) -> None:
+        """Let everything pass."""
+
+    def note_answer(self, kind: RequestKind, status: int, headers: Mapping[str, str]) -> None:
+        """Learn nothing."""
 
 
 @dataclass(frozen=True, slots=True)

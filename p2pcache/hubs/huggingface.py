@@ -22,6 +22,7 @@ from p2pcache import __version__
 from p2pcache.core.credentials import Credentials
 from p2pcache.core.hubjson import read_commit, read_siblings, read_tree
 from p2pcache.core.messages import MESSAGE_BYTES_MAX
+from p2pcache.core.ratelimit import find_pause_s
 from p2pcache.core.refs import RepoId, SnapshotId
 from p2pcache.core.snapshot import FILES_PER_SNAPSHOT_MAX, FileEntry, Snapshot
 from p2pcache.core.upstream import (
@@ -31,7 +32,6 @@ from p2pcache.core.upstream import (
     error_of_answer,
     follow_redirect,
     origin_of,
-    parse_retry_after,
 )
 from p2pcache.errors import (
     EntryNotFoundError,
@@ -39,15 +39,16 @@ from p2pcache.errors import (
     UpstreamProtocolError,
     UpstreamUnreachableError,
 )
-from p2pcache.hubs.base import ForwardedAnswer, Resolution
+from p2pcache.hubs.base import ForwardedAnswer, Gate, OpenGate, RequestKind, Resolution
 
 # Clients give a HEAD 10 s; two of our own requests have to fit in.
 REQUEST_S_MAX = 8.0
 CONNECT_S_MAX = 4.0
-# A hub has its moments; clients are held meanwhile, so a few seconds cost nobody anything.
+# A hub has its moments; clients are held meanwhile, so a few seconds cost nobody anything. All
+# waits of one question together: the rest of a client's 10 s is for the answer.
 RETRIED_STATUSES = (429, 500, 502, 503, 504)
 RETRY_WAITS_S = (0.25, 0.5, 1.0)
-RETRY_AFTER_S_MAX = 5.0
+HOLD_S_MAX = 6.0
 # Hubs list 1000 files on a page; a listing of small or empty pages ends somewhere too.
 PAGES_MAX = 10_000
 _KEPT_HEADERS = (
@@ -59,12 +60,14 @@ _KEPT_HEADERS = (
 class HuggingFaceHub:
     """A client of one hub endpoint. Implements Hub; open() before use, close() after."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, gate: Gate | None = None) -> None:
         """
         Args:
             url: The endpoint, for example `https://huggingface.co`; a path prefix is kept.
+            gate: Asked before every request; without one nothing but the answer itself holds us.
         """
         self.url = url.rstrip("/")
+        self._gate = gate or OpenGate()
         self._session: aiohttp.ClientSession | None = None
         self._proxies: dict[str, str] = {}
 
@@ -216,16 +219,19 @@ class HuggingFaceHub:
         stops_at_other_origin: bool = False,
     ) -> tuple[int, Mapping[str, str], bytes]:
         """Send; a hub that cannot serve now, or asks to slow down, is asked again a few times."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + HOLD_S_MAX
         for wait_s in (*RETRY_WAITS_S, None):
+            await self._gate.admit(_kind_of(url), wait_s_max=max(0.0, deadline_s - loop.time()))
             status, headers, answer = await self._send_once(
                 method, url, credentials, body, what, stops_at_other_origin=stops_at_other_origin
             )
             if wait_s is None or status not in RETRIED_STATUSES:
                 break
-            asked_s = parse_retry_after(headers.get("Retry-After")) or 0.0
-            if asked_s > RETRY_AFTER_S_MAX:
+            wait_s = max(wait_s, find_pause_s(headers) or 0.0)
+            if loop.time() + wait_s > deadline_s:
                 break
-            await asyncio.sleep(max(wait_s, asked_s))
+            await asyncio.sleep(wait_s)
         return status, headers, answer
 
     async def _send_once(
@@ -254,6 +260,9 @@ class HuggingFaceHub:
                     allow_redirects=False,
                     proxy=self._find_proxy(url),
                 ) as response:
+                    if may_send_token:
+                        # Storage that the hub redirects to has limits of its own.
+                        self._gate.note_answer(_kind_of(url), response.status, response.headers)
                     if response.status not in REDIRECT_STATUSES:
                         return response.status, response.headers, await _read_bounded(response)
                     hop = follow_redirect(self.url, url, response.headers.get("Location"))
@@ -267,6 +276,11 @@ class HuggingFaceHub:
                 "or ask for what is cached."
             ) from error
         raise UpstreamProtocolError(f"The hub redirects {what} in a circle.")
+
+
+def _kind_of(url: str) -> RequestKind:
+    """Return which of its quotas the hub counts a request in."""
+    return "resolve" if "/resolve" in urlsplit(url).path else "api"
 
 
 async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:

@@ -22,7 +22,13 @@ from p2pcache.core.layout import Layout
 from p2pcache.core.verify import BlobProof
 from p2pcache.errors import InvalidDigestError
 from p2pcache.store.base import BlobFile, FileStamp, PartialBlob
-from p2pcache.store.disk import store_error, sync_directory, try_set_mode
+from p2pcache.store.disk import (
+    is_not_there,
+    store_error,
+    sync_directory,
+    try_read,
+    try_set_mode,
+)
 from p2pcache.store.havelog import Kind, find_layout, iter_records
 from p2pcache.store.partial import NEW_SUFFIX, FilePartial
 
@@ -220,17 +226,26 @@ class FileBlobStore:
 
     def iter_blobs(self) -> Iterator[tuple[BlobDigest, FileStamp]]:
         """Iterate over the published files; foreign names are passed over."""
+        return ((blob, stamp) for blob, stamp, _ in self.iter_files())
+
+    def iter_files(self) -> Iterator[tuple[BlobDigest, FileStamp, int]]:
+        """Iterate over the published files, with what each takes on the disk, in bytes."""
         for algorithm, entry in self._iter_names():
             blob = self._parse_name(algorithm, entry.name)
-            if blob is not None:
-                with contextlib.suppress(FileNotFoundError):
-                    status = entry.stat(follow_symlinks=False)
-                    is_link = stat.S_ISLNK(status.st_mode)
-                    target = _find_target(Path(entry.path)) if is_link else None
-                    if target is not None:
-                        status = _try_lstat(target) or status
-                    if stat.S_ISREG(status.st_mode):
-                        yield blob, stamp_of(status)
+            if blob is None:
+                continue
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            # A link takes nothing: the bytes are in somebody else's file.
+            taken_bytes = status.st_blocks * _STAT_BLOCK_SIZE_BYTES
+            if stat.S_ISLNK(status.st_mode):
+                target = _find_target(Path(entry.path))
+                if target is not None:
+                    status = _try_lstat(target) or status
+            if stat.S_ISREG(status.st_mode):
+                yield blob, stamp_of(status), taken_bytes
 
     def _iter_names(self) -> Iterator[tuple[str, os.DirEntry[str]]]:
         """Iterate over what may be a blob; a store may have 100,000, so that no path is built."""
@@ -275,29 +290,40 @@ class FileBlobStore:
         """
         Return the bytes on disk of files in `partial/`, and of those that were just published
         from there and are not recorded yet.
+
+        Raises:
+            StoreError: The disk failed.
         """
         size_bytes = 0
-        for path in self._partial.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                size_bytes += path.stat().st_blocks * _STAT_BLOCK_SIZE_BYTES
+        try:
+            for path in self._partial.iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    size_bytes += path.stat().st_blocks * _STAT_BLOCK_SIZE_BYTES
+        except OSError as error:
+            raise store_error(error, self._partial) from error
         # After the folder: what leaves it meanwhile is counted twice, not never.
         return size_bytes + sum(list(self._unrecorded.values()))
 
     def find_layout(self, blob: BlobDigest) -> Layout | None:
-        """Return how an idle partial is cut; None when there is none."""
-        try:
-            return find_layout(self._record_path(blob).read_bytes())
-        except OSError:
-            return None
+        """
+        Return how an idle partial is cut; None when there is none.
+
+        Raises:
+            StoreError: It cannot be told now; whoever cuts it otherwise gives up what it holds.
+        """
+        raw = try_read(self._record_path(blob))
+        return None if raw is None else find_layout(raw)
 
     def count_held_bytes(self, blob: BlobDigest) -> int:
-        """Return the bytes that the have-record of an idle partial speaks of."""
-        try:
-            raw = self._record_path(blob).read_bytes()
-        except OSError:
-            return 0
-        layout = find_layout(raw)
-        if layout is None:
+        """
+        Return the bytes that the have-record of an idle partial speaks of.
+
+        Raises:
+            StoreError: It cannot be told now.
+        """
+        raw = try_read(self._record_path(blob))
+        layout = None if raw is None else find_layout(raw)
+        if raw is None or layout is None:
             return 0
         held: set[int] = set()
         for record in iter_records(raw, layout):
@@ -316,11 +342,18 @@ class FileBlobStore:
 
 
 def _find_target(path: Path) -> str | None:
-    """Return what a blob refers to in place of holding it: an absolute path, else nothing."""
+    """
+    Return what a blob refers to in place of holding it: an absolute path, else nothing.
+
+    Raises:
+        StoreError: The disk failed.
+    """
     try:
         target = os.readlink(path)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno == errno.EINVAL or is_not_there(error):
+            return None
+        raise store_error(error, path) from error
     return target if os.path.isabs(target) else None
 
 

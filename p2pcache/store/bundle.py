@@ -163,6 +163,7 @@ class BundleManifest:
         names = tuple(parse_revision(_as_text(name)) for name in revisions)
         if list(names) != sorted(set(names)) or any(map(is_commit, names)):
             raise InputError("Its revisions are not in order, or name a commit.")
+        _check_blob_count(message)
         snapshot = snapshot_from_json(message)
         return cls(snapshot, names, is_public, _read_tables(message, snapshot))
 
@@ -216,6 +217,12 @@ def head_to_bytes(manifest: bytes) -> bytes:
     """Return an archive's first bytes, the manifest and its padding included."""
     head = _make_head(bundle_id_of(manifest), len(manifest))
     return head + manifest + _padding_of(len(manifest))
+
+
+def is_begun(head: bytes) -> bool:
+    """Return whether a few bytes are those that every bundle begins with."""
+    block = _make_head("0" * 64, 0)[:BLOCK_SIZE_BYTES]
+    return bool(head) and block.startswith(head[:BLOCK_SIZE_BYTES])
 
 
 def read_head(head: bytes) -> tuple[str, int]:
@@ -340,11 +347,19 @@ def _blob_to_json(table: ChunkTable) -> dict[str, object]:
     return message
 
 
+def _check_blob_count(message: object) -> None:
+    """Insist on one blob for each distinct content, before a list of any length is looked into."""
+    files = get_list(message, "files", length_max=FILES_PER_SNAPSHOT_MAX)
+    blobs = get_list(message, "blobs", length_max=FILES_PER_SNAPSHOT_MAX)
+    digests = {str(raw.get("digest")) for raw in files if isinstance(raw, dict)}
+    if len(blobs) != len(digests):
+        raise InputError(f"It has {len(blobs)} blobs for files of {len(digests)}.")
+
+
 def _read_tables(message: object, snapshot: Snapshot) -> tuple[ChunkTable, ...]:
     wanted = order_blobs(snapshot)
     blobs = get_list(message, "blobs", length_max=FILES_PER_SNAPSHOT_MAX)
-    if len(blobs) != len(wanted):
-        raise InputError(f"It has {len(blobs)} blobs for files of {len(wanted)}.")
+    assert len(blobs) == len(wanted), "the count was looked at"
     return tuple(_read_table(raw, entry) for raw, entry in zip(blobs, wanted, strict=True))
 
 

@@ -77,10 +77,11 @@ class CheckList:
         )
         return bool(self._db.execute(query, [before_wall_s, now_wall_s]).fetchone()[0])
 
-    def find_proven(self, blobs: Iterable[BlobDigest]) -> list[BlobDigest]:
-        """Return those of some blobs that are proven."""
-        query = "SELECT 1 FROM blobs WHERE digest = ? AND is_proven"
-        return [blob for blob in blobs if self._db.execute(query, [str(blob)]).fetchone()]
+    def find_proven(self, blobs: Iterable[BlobDigest]) -> dict[BlobDigest, float]:
+        """Return those of some blobs that are proven, and when each was hashed last."""
+        query = "SELECT verified_wall_s FROM blobs WHERE digest = ? AND is_proven"
+        rows = ((blob, self._db.execute(query, [str(blob)]).fetchone()) for blob in blobs)
+        return {blob: float(row[0]) for blob, row in rows if row is not None}
 
     def note_right(self, row: BlobRow, stamp: FileStamp, table: ChunkTable, wall_s: float) -> None:
         """

@@ -19,7 +19,7 @@ from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import CHUNKS_PER_BLOB_MAX
 from p2pcache.core.refs import RepoId, SnapshotId, parse_commit
 from p2pcache.errors import InputError
-from p2pcache.store.disk import store_error
+from p2pcache.store.disk import store_error, try_read
 from p2pcache.store.home import write_file_atomically
 
 CHECK_FILE_NAME = "check.json"
@@ -119,13 +119,19 @@ class CheckMemory:
 
     @classmethod
     def load(cls, root: Path) -> CheckMemory:
-        """Read the memory of a store; an empty one when there is none, or none that is right."""
+        """
+        Read the memory of a store; an empty one when there is none, or none that is right.
+
+        Raises:
+            StoreError: It cannot be read now; an empty one would be written over it.
+        """
+        raw = try_read(root / CHECK_FILE_NAME)
         try:
-            content = json.loads((root / CHECK_FILE_NAME).read_bytes())
+            content = json.loads(raw or b"")
             started = content["pass_started_at"]
             damages = [Damage.parse(fields) for fields in content["damaged"]]
             started_wall_s = None if started is None else float(started)
-        except (OSError, InputError, ValueError, KeyError, TypeError, RecursionError):
+        except (InputError, ValueError, KeyError, TypeError, RecursionError):
             return cls()
         return cls(started_wall_s, {damage.blob: damage for damage in damages[-DAMAGES_KEPT_MAX:]})
 

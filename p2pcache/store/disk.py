@@ -26,6 +26,9 @@ _NO_COPY_ERRNOS = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, er
 _NO_MODE_ERRNOS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
 _FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 _TOO_MANY_ERRNOS = (errno.EMFILE, errno.ENFILE)
+# What open(2) says of a name that is free, leads nowhere, or is a folder. Anything else says
+# nothing of the file: it may be there, and whoever goes on without it forgets it.
+_NOT_THERE_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
 def store_error(error: OSError, path: Path | str) -> StoreError:
@@ -46,6 +49,36 @@ def store_error(error: OSError, path: Path | str) -> StoreError:
             "system's log, then mount it for writing and start the daemon again."
         )
     return StoreError(f"The disk failed at {path} ({error.strerror}); see the system's log.")
+
+
+def is_not_there(error: OSError) -> bool:
+    """Return whether a call failed for want of a file that we could read, and for nothing else."""
+    return error.errno in _NOT_THERE_ERRNOS
+
+
+def try_read(path: Path, bytes_max: int = -1) -> bytes | None:
+    """
+    Return the content of a small file, None when there is none.
+
+    Args:
+        path: The file.
+        bytes_max: Read no more than so many; all of it without.
+
+    Raises:
+        StoreError: It cannot be read now: no more descriptors, say, or the disk failed.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(bytes_max)
+    except OSError as error:
+        if is_not_there(error):
+            return None
+        if error.errno == errno.EIO:
+            raise StoreError(
+                f"{path} cannot be read ({error.strerror}); see the system's log. If the disk does "
+                "not give it back, remove it and start again: what it says is lost then."
+            ) from error
+        raise store_error(error, path) from error
 
 
 def sync_directory(path: Path) -> None:

@@ -154,6 +154,22 @@ def check_folder(folder: Path, own: Path) -> Path:
     return root
 
 
+def check_cache(folder: Path, own: Path) -> Path:
+    """
+    Return the folder that has repositories in it, as check_folder(); insist that there are some.
+
+    Raises:
+        InputError: There are none, or as check_folder().
+    """
+    root = check_folder(folder, own)
+    if not _list_repos(root, folder):
+        raise InputError(
+            f"No models--* folders were found in {root}; name the folder of a Hugging Face cache, "
+            "such as ~/.cache/huggingface, or wait for its first download there with --watch."
+        )
+    return root
+
+
 def show_path(path: Path, root: Path) -> str:
     """Return where something is in a cache, as text that every terminal and JSON can take."""
     return os.fsencode(path.relative_to(root)).decode("utf-8", "replace")

@@ -21,10 +21,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from p2pcache.core.refs import RepoId, SnapshotId
+from p2pcache.core.refs import RepoId, SnapshotId, parse_commit
 from p2pcache.core.snapshot import FileEntry, Snapshot
 from p2pcache.errors import InputError
-from p2pcache.store.disk import store_error, sync_directory, try_set_mode
+from p2pcache.store.disk import store_error, sync_directory, try_read, try_set_mode
 from p2pcache.store.home import write_file_atomically
 from p2pcache.store.repofolder import PathOf, RepoFolder
 
@@ -223,25 +223,49 @@ class HubTree:
                 sync_directory(folder)
             self._changed.discard(folder)
 
-    def iter_trees(self) -> list[tuple[RepoId, str, dict[str, object]]]:
-        """Return (repository, commit, files) of every listing in the tree, for a rebuild."""
-        found = []
-        for path in self.root.glob("*--*/trees/*.json"):
-            kind, *parts = path.parent.parent.name.split("--")
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, InputError):
-                files = json.loads(path.read_bytes())["files"]
-                if isinstance(files, dict):
-                    found.append((RepoId.of("hf", kind, "/".join(parts)), path.stem, files))
-        return found
+    def iter_commits(self) -> Iterator[SnapshotId]:
+        """
+        Iterate over the commits of which there is a listing in the tree, for a rebuild.
+
+        Raises:
+            StoreError: The disk failed.
+        """
+        with _translating_errors(self.root):
+            for path in sorted(self.root.glob("*--*/trees/*.json")):
+                kind, *parts = path.parent.parent.name.split("--")
+                with contextlib.suppress(InputError):
+                    repo = RepoId.of("hf", kind, "/".join(parts))
+                    yield SnapshotId(repo, parse_commit(path.stem))
+
+    def read_tree(self, snapshot_id: SnapshotId) -> dict[str, object] | None:
+        """
+        Return the files of a listing, None when it is none of ours.
+
+        Raises:
+            StoreError: It cannot be read now; it may say what nobody else remembers.
+        """
+        path = self.repo_path(snapshot_id.repo) / "trees" / f"{snapshot_id.commit}.json"
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            files = json.loads(try_read(path) or b"")["files"]
+            return files if isinstance(files, dict) else None
+        return None
 
     def iter_refs(self, repo: RepoId) -> list[tuple[str, str]]:
-        """Return (revision, commit) of every ref of a repository, for a rebuild."""
+        """
+        Return (revision, commit) of every ref of a repository, for a rebuild.
+
+        Raises:
+            StoreError: One cannot be read now.
+        """
         root = self.repo_path(repo) / "refs"
+        with _translating_errors(root):
+            paths = [path for path in sorted(root.rglob("*")) if path.is_file()]
         found = []
-        for path in root.rglob("*"):
-            with contextlib.suppress(OSError, ValueError):
-                if path.is_file() and not path.name.startswith("."):
-                    found.append((str(path.relative_to(root)), path.read_text().strip()))
+        for path in paths:
+            content = None if path.name.startswith(".") else try_read(path)
+            if content is not None:
+                with contextlib.suppress(UnicodeDecodeError):
+                    found.append((str(path.relative_to(root)), content.decode().strip()))
         return found
 
 

@@ -59,6 +59,9 @@ def note_changes(tree: HubTree) -> dict[RepoId, int]:
 
     To be called before the index is asked what it knows: a folder that changed since is passed
     over, since what was published meanwhile may be of a snapshot that the answer lacks.
+
+    Raises:
+        StoreError: The disk failed.
     """
     counts = {}
     for repo in _iter_repos(tree):
@@ -177,7 +180,11 @@ def _describe(root: Path, path: Path, reason: str, *blobs: BlobDigest) -> Leftov
 
 
 def _iter_repos(tree: HubTree) -> Iterator[RepoId]:
-    for path in sorted(tree.root.glob("*--*")):
+    try:
+        paths = sorted(tree.root.glob("*--*"))
+    except OSError as error:
+        raise store_error(error, tree.root) from error
+    for path in paths:
         repo = _parse_folder(path.name)
         if repo is not None and tree.repo_path(repo) == path:
             yield repo

@@ -3,7 +3,7 @@ Owns that one daemon has a store: flock(2) where it works, a marker file where i
 
 Knows nothing of what the store holds.
 Invariants: whoever cannot tell that the other owner is gone, does not take the store; a marker
-has its content from the moment that it has its name.
+has its content from the moment that it has its name, and a stale one is removed by one process.
 Source: flock(2); open(2), O_EXCL; git-annex's pid locks, for the marker and the start time.
 
 The marker names host, boot, process and the process's start time. It is stale if the same machine
@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -35,6 +36,8 @@ MARKER_NAME = "lock-owner.json"
 _NO_FLOCK_ERRNOS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 _NO_LINK_ERRNOS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _MARKER_BYTES_MAX = 4096
+# Daemons that died one after the other while they took the store over: somebody should look.
+_CLAIMS_MAX = 8
 # Position of the start time among the fields of /proc/PID/stat that follow the command's name.
 _START_FIELD = 19
 # A process that ended and that its parent did not ask about yet.
@@ -171,17 +174,17 @@ class StoreLock:
     def _set_marker(self) -> None:
         self._clear_marker()
         mark = Owner.current().to_bytes()
-        if not self._try_create(mark):
+        if not self._try_create(self._marker, mark):
             raise self._locked()
         self._mark = mark
         sync_directory(self._root)
 
-    def _try_create(self, mark: bytes) -> bool:
-        """Make the marker, with its content at once; False when there is one already."""
+    def _try_create(self, path: Path, mark: bytes) -> bool:
+        """Make a marker or a claim, with its content at once; False when there is one already."""
         temporary = self._marker.with_name(f".{os.getpid()}.{id(self)}.new")
         _write_new(temporary, mark)
         try:
-            os.link(temporary, self._marker)
+            os.link(temporary, path)
         except FileExistsError:
             return False
         except OSError as error:
@@ -193,7 +196,7 @@ class StoreLock:
             temporary.unlink(missing_ok=True)
         try:
             # Where names cannot be linked either: empty for a moment, which nobody calls stale.
-            _write_new(self._marker, mark)
+            _write_new(path, mark)
         except FileExistsError:
             return False
         return True
@@ -211,25 +214,50 @@ class StoreLock:
         owner = Owner.parse(seen)
         if owner is None or not owner.is_gone(Owner.current()):
             raise self._locked()
-        # Another process may do the same: only who moves the very marker that was looked at away
-        # may go on. A fresh one that was caught by mistake goes back.
-        aside = self._marker.with_name(f".{os.getpid()}.{id(self)}.new")
+        claims = self._claim(seen)
         try:
-            self._marker.rename(aside)
-        except FileNotFoundError:
-            return
-        if aside.read_bytes() != seen:
-            aside.rename(self._marker)
-            raise self._locked()
-        log.warning("took over the store %s from a daemon that is gone: %s", self._root, owner)
-        aside.unlink(missing_ok=True)
+            # Whoever had the claim before us may have removed it, and may have one of its own.
+            found = self._read_marker()
+            if found is None:
+                return
+            if found != seen:
+                raise self._locked()
+            log.warning("took over the store %s from a daemon that is gone: %s", self._root, owner)
+            self._marker.unlink(missing_ok=True)
+        finally:
+            for path in claims:
+                path.unlink(missing_ok=True)
+
+    def _claim(self, seen: bytes) -> list[Path]:
+        """
+        Be the only one who may remove the marker with this content; returns the claims to remove.
+
+        A claim is a file named after what it is for, made once. That of a process which is gone is
+        itself taken over by a claim. Removing a marker without one can hit the fresh marker of
+        who was faster, and let a third one in.
+
+        Raises:
+            StoreLockedError: Somebody else is at it.
+        """
+        mark, claims = Owner.current().to_bytes(), list[Path]()
+        while len(claims) < _CLAIMS_MAX:
+            number = int.from_bytes(hashlib.sha256(seen).digest()[:8], "big")
+            # As temporary files are called: what a crash leaves is removed at the next start.
+            path = self._root / f".{number}.0.new"
+            if self._try_create(path, mark):
+                return [*claims, path]
+            seen = _read_start(path) or b""
+            owner = Owner.parse(seen)
+            if owner is None or not owner.is_gone(Owner.current()):
+                break
+            claims.append(path)
+        raise StoreLockedError(
+            f"Another daemon is just taking the store {self._root} over from one that is gone; "
+            f"start again in a moment. If none is, delete {self._root}/.*.0.new."
+        )
 
     def _read_marker(self) -> bytes | None:
-        try:
-            with self._marker.open("rb") as file:
-                return file.read(_MARKER_BYTES_MAX)
-        except FileNotFoundError:
-            return None
+        return _read_start(self._marker)
 
     def _locked(self) -> StoreLockedError:
         owner = Owner.parse(self._read_marker() or b"")
@@ -252,6 +280,14 @@ def find_start(pid: int) -> str:
     if len(fields) <= _START_FIELD or fields[0] in _ENDED_STATES:
         return ""
     return fields[_START_FIELD]
+
+
+def _read_start(path: Path) -> bytes | None:
+    try:
+        with path.open("rb") as file:
+            return file.read(_MARKER_BYTES_MAX)
+    except FileNotFoundError:
+        return None
 
 
 def _write_new(path: Path, content: bytes) -> None:

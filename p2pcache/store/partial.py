@@ -104,6 +104,11 @@ class FilePartial:
         self._table = ChunkTable(blob, layout)
         self._sources: dict[int, str] = {}
         self._prefixes: dict[int, int] = {}
+        # Told of each chunk when it was written and recorded, with its bytes still in memory, in
+        # the thread that wrote it. Whoever listens may keep the buffer, see buffers.py.
+        self.on_put: Callable[[VerifiedChunk], None] | None = None
+        # Returns when who listens can take more; for bulk threads, before the next chunk.
+        self.wait_for_room: Callable[[], None] | None = None
         self._is_poisoned = False
         self._on_uncleared = on_uncleared
         # Whether the two names are durable; those of files that were there before are.
@@ -214,6 +219,9 @@ class FilePartial:
             with self._lock:
                 self._append(record)
                 self._note(chunk.chunk_index, chunk.digest, source_id)
+        on_put = self.on_put
+        if on_put is not None:
+            on_put(chunk)
 
     def put_prefix(self, chunk_index: int, prefix: memoryview, written_bytes: int) -> None:
         """

@@ -2,8 +2,9 @@
 Owns `STORE/pins.json`: the pins, where the loss of the index does not reach them.
 
 Knows nothing of what they protect.
-Invariants: written whole and durably before the index hears of a change; a file that cannot be
-read costs the pins in it, never the start.
+Invariants: written whole and durably before the index hears of a change; a file that holds
+something else costs the pins in it, never the start; one that cannot be read now is not taken for
+an empty one, or the next pin would write over it.
 Source: docs/reference/store-layout.md (pins).
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from p2pcache.core.refs import ModelReference, parse_commit
 from p2pcache.errors import InputError
 from p2pcache.store.catalogue import RefRow
-from p2pcache.store.disk import store_error, sync_directory
+from p2pcache.store.disk import store_error, sync_directory, try_read
 from p2pcache.store.home import write_file_atomically
 from p2pcache.store.index import Index
 
@@ -56,14 +57,19 @@ def write_pins(root: Path, pins: Iterable[RefRow]) -> None:
 
 
 def read_pins(root: Path) -> list[RefRow]:
-    """Return the pins of the file; those that can be read, none without a file."""
+    """
+    Return the pins of the file; those that make sense, none without a file.
+
+    Raises:
+        StoreError: It cannot be read now.
+    """
     path = root / PINS_NAME
-    try:
-        with path.open("rb") as file:
-            rows = json.loads(file.read(_FILE_BYTES_MAX))["pins"]
-    except FileNotFoundError:
+    content = try_read(path, _FILE_BYTES_MAX)
+    if content is None:
         return []
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    try:
+        rows = json.loads(content)["pins"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         log.warning("the pins in %s cannot be read (%s); pin again what is to stay", path, error)
         return []
     pins = []
@@ -74,7 +80,12 @@ def read_pins(root: Path) -> list[RefRow]:
 
 
 def restore_pins(root: Path, index: Index) -> int:
-    """Put the file's pins into an index that was made anew; returns how many."""
+    """
+    Put the file's pins into an index that was made anew; returns how many.
+
+    Raises:
+        StoreError: The file cannot be read now.
+    """
     known = {(pin.repo, pin.revision) for pin in index.roots.list_pins()}
     pins = [pin for pin in read_pins(root) if (pin.repo, pin.revision) not in known]
     for pin in pins:

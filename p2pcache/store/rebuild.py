@@ -29,6 +29,7 @@ from p2pcache.store.base import FileStamp
 from p2pcache.store.bloblist import BlobRow
 from p2pcache.store.blobs import FileBlobStore
 from p2pcache.store.catalogue import RefRow
+from p2pcache.store.disk import store_error
 from p2pcache.store.hubtree import HubTree
 from p2pcache.store.index import Index
 from p2pcache.store.pinfile import restore_pins
@@ -63,7 +64,18 @@ def recover(store: FileBlobStore, tree: HubTree, index: Index, *, wall_s: float)
     a damaged file whose setting aside was interrupted leaves the hub tree; a partial whose blob is
     published already goes; an index that is new, or older than the store, learns snapshots from
     the tree; pins that are in their file alone come back; temporary files of a killed process go.
+
+    Raises:
+        StoreError: Something cannot be read now. Going on without it would forget it for good: the
+            next gc would remove what nobody remembers.
     """
+    try:
+        return _recover(store, tree, index, wall_s=wall_s)
+    except OSError as error:
+        raise store_error(error, store.root) from error
+
+
+def _recover(store: FileBlobStore, tree: HubTree, index: Index, *, wall_s: float) -> RecoveryReport:
     on_disk = dict(store.iter_blobs())
     with index.batch():
         known, condemned, lost = _match_rows(index, on_disk)
@@ -138,14 +150,16 @@ def _try_remove(path: Path) -> bool:
 
 def _learn_catalogue(tree: HubTree, index: Index, *, wall_s: float) -> None:
     """Take in what the tree knows of repositories and the index does not."""
-    for repo, commit, files in tree.iter_trees():
-        try:
-            snapshot_id = SnapshotId(repo, parse_commit(commit))
-            if index.catalogue.find_snapshot(snapshot_id) is None:
+    for snapshot_id in tree.iter_commits():
+        if index.catalogue.find_snapshot(snapshot_id) is None:
+            files = tree.read_tree(snapshot_id)
+            if files is None:
+                continue
+            try:
                 _learn_snapshot(index, snapshot_id, files, wall_s=wall_s)
-        except (InputError, KeyError, TypeError):
-            continue
-        _learn_refs(tree, index, repo)
+            except (InputError, KeyError, TypeError):
+                continue
+        _learn_refs(tree, index, snapshot_id.repo)
 
 
 def _learn_snapshot(

@@ -10,6 +10,7 @@ Source: huggingface_hub's cache layout; docs/reference/store-layout.md (hub tree
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -19,7 +20,7 @@ from pathlib import Path
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.refs import is_commit
 from p2pcache.errors import InvalidDigestError
-from p2pcache.store.disk import sync_directory
+from p2pcache.store.disk import is_not_there, sync_directory
 
 PathOf = Callable[[BlobDigest], Path]
 
@@ -140,8 +141,10 @@ class RepoFolder:
         """Return the hex of the blob in this folder that a link leads to; None for others."""
         try:
             target = os.readlink(path)
-        except OSError:
-            return None
+        except OSError as error:
+            if error.errno == errno.EINVAL or is_not_there(error):
+                return None
+            raise  # a link that is overlooked may be the one that needs a blob
         digits = os.path.basename(target)
         expected = os.path.relpath(self.path / "blobs" / digits, path.parent)
         return digits if _parse_etag(digits) is not None and target == expected else None
@@ -157,8 +160,13 @@ class RepoFolder:
         return [path for path, target in self._iter_refs() if target == commit]
 
     def _iter_files(self, name: str) -> Iterator[Path]:
-        """Iterate over everything below a folder that is no folder, in a fixed order."""
-        for folder, folders, files in os.walk(self.path / name):
+        """
+        Iterate over everything below a folder that is no folder, in a fixed order.
+
+        Raises:
+            OSError: A folder cannot be read now: what is in it may be needed.
+        """
+        for folder, folders, files in os.walk(self.path / name, onerror=_raise_failure):
             folders.sort()
             # A link to a folder is listed as a folder, and is not followed.
             links = [entry for entry in folders if os.path.islink(os.path.join(folder, entry))]
@@ -208,6 +216,12 @@ def _parse_etag(digits: str) -> BlobDigest | None:
         return BlobDigest.from_etag(digits)
     except InvalidDigestError:
         return None
+
+
+def _raise_failure(error: OSError) -> None:
+    """Let a walk over folders end where the disk failed; a folder that is gone is none."""
+    if not is_not_there(error):
+        raise error
 
 
 def _try_rmdir(path: Path) -> None:

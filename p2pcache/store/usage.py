@@ -44,15 +44,10 @@ def measure_blobs(store: FileBlobStore) -> dict[BlobDigest, int]:
     Raises:
         StoreError: The disk failed.
     """
-    taken = {}
     try:
-        for blob, _ in store.iter_blobs():
-            with contextlib.suppress(FileNotFoundError):
-                status = store.path_of(blob).lstat()
-                taken[blob] = status.st_blocks * _STAT_BLOCK_SIZE_BYTES
+        return {blob: taken_bytes for blob, _, taken_bytes in store.iter_files()}
     except OSError as error:
         raise store_error(error, store.root) from error
-    return taken
 
 
 def measure_partials(store: FileBlobStore, wall_s: float) -> dict[BlobDigest, PartialUse]:

@@ -2,7 +2,7 @@
 Owns the Source boundary: anything that chunks can be asked of, and where they go.
 
 Knows nothing of planning, stores or trust. Everything here runs in bulk threads.
-Invariants: a sink is given verified chunks only; a buffer is the source's until the call returns.
+Invariants: a sink is given verified chunks only; a source does not touch a chunk that it delivered.
 Source: performance goals in docs/explanation/performance-model.md.
 """
 
@@ -19,9 +19,14 @@ from p2pcache.core.verify import VerifiedChunk
 class ChunkSink(Protocol):
     """Where a run's chunks go. Called from the thread that fetches the run."""
 
+    @property
+    def piece_bytes_max(self) -> int:
+        """Return how much may be taken off the wire between two calls of note_progress()."""
+        ...
+
     def deliver(self, chunk: VerifiedChunk) -> None:
         """
-        Store one chunk; its view is free again on return.
+        Store one chunk. Its buffer may be kept: thread_buffer() gives the one for the next chunk.
 
         Raises:
             StoreError: The disk failed or is full; the run ends.

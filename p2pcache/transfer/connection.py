@@ -3,8 +3,10 @@ Owns blocking HTTP connections for bulk bytes, kept open between runs.
 
 Knows nothing of chunks. The standard library's client is used because it alone reads a body
 into the caller's buffer without a copy and with the GIL released.
-Invariants: a connection serves one request at a time; one that failed is never used again.
-Source: docs/decisions/0002-bulk-bytes-in-threads.md.
+Invariants: a connection serves one request at a time; one that failed is never used again; a body
+is never read beyond the length that was announced.
+Source: docs/decisions/0002-bulk-bytes-in-threads.md and 0014-proof-from-memory.md; recv(2),
+socket(7).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import struct
 import threading
 import urllib.request
 from collections.abc import Mapping
@@ -27,11 +30,18 @@ from p2pcache.errors import UpstreamProtocolError
 SILENCE_S_MAX = 15.0
 CONNECT_S_MAX = 5.0
 IDLE_CONNECTIONS_MAX = 8
+# How long one read may wait in all before it returns with what came: on a slow line bytes are
+# counted, and readers served, this often; on a fast one a whole chunk is one system call.
+PAUSE_S = 0.05
+# One read where the kernel cannot be told to wait for more: TLS, and bodies of unknown length.
+PIECE_BYTES = 512 * 1024
 # A redirect's text has some hundred bytes; a longer body is cheaper to cut than to read.
 SKIPPED_BODY_BYTES_MAX = 16 * 1024
 
 # Addresses that a translator turns into the IPv4 address in their last four bytes (RFC 6052).
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+_PAUSE = struct.pack("@ll", 0, int(PAUSE_S * 1_000_000))  # struct timeval
 
 BodyError = (OSError, http.client.HTTPException)
 
@@ -45,6 +55,8 @@ class Exchange:
     pool: ConnectionPool
     key: tuple[str, str, int]
     line: Line | None = None
+    # Bytes of the body that came with its head; None until somebody looked.
+    _ahead_bytes: int | None = None
 
     def read_into(self, view: memoryview) -> None:
         """
@@ -55,14 +67,49 @@ class Exchange:
         """
         done = 0
         while done < len(view):
-            count = self.response.readinto(view[done:])
-            if count == 0:
-                raise http.client.IncompleteRead(b"", len(view) - done)
-            done += count
+            done += self.read_some(view[done:])
+
+    def read_some(self, view: memoryview) -> int:
+        """
+        Fill view from the body, or as much of it as comes before the line pauses.
+
+        Args:
+            view: Where to; not empty.
+
+        Returns:
+            How many bytes came; at least one.
+
+        Raises:
+            OSError, http.client.HTTPException: The body ended early or the connection broke.
+        """
+        assert len(view) > 0, "a read of nothing would look like the end"
+        length, connected = self.response.length, self.connection.sock
+        is_encrypted = isinstance(connected, ssl.SSLSocket)
+        if not length or connected is None or is_encrypted:
+            count = self.response.readinto(view[:PIECE_BYTES])
+        elif self._count_ahead() > 0:
+            count = self.response.readinto(view[: self._count_ahead()])
+            self._ahead_bytes = self._count_ahead() - count
+        else:
+            count = _receive(connected, view[:length])
+            self.response.length = length - count
+            if count == length:
+                self.response.close()
+        if count == 0:
+            raise http.client.IncompleteRead(b"", len(view))
+        return count
+
+    def _count_ahead(self) -> int:
+        """Return how many bytes of the body http.client has read with the head, and kept."""
+        if self._ahead_bytes is None:
+            self._ahead_bytes = len(self.response.fp.peek())
+        return self._ahead_bytes
 
     def finish(self) -> None:
         """Return the connection for the next run if its body was read to the end."""
         if self.response.isclosed() and not self.response.will_close:
+            if self.connection.sock is not None:
+                self.connection.sock.settimeout(SILENCE_S_MAX)
             if self.line is not None:
                 self.line.release(self.connection.sock)
             self.pool.put(self.key, self.connection)
@@ -81,6 +128,31 @@ class Exchange:
         with contextlib.suppress(OSError):
             self.response.close()
         self.connection.close()
+
+
+def _receive(connected: socket.socket, view: memoryview) -> int:
+    """
+    Have the kernel fill view, in one system call, where http.client would need one for each few
+    packets, and the interpreter's lock twice.
+
+    Returns:
+        How many bytes came, fewer than asked when the line paused; 0 at its end.
+
+    Raises:
+        OSError: The connection broke, or was silent for too long.
+    """
+    if connected.gettimeout() is not None:
+        # MSG_WAITALL works on sockets that block; the kernel keeps the time in Python's place.
+        connected.settimeout(None)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PAUSE)
+    silent_s = 0.0
+    while True:
+        try:
+            return connected.recv_into(view, 0, socket.MSG_WAITALL)
+        except BlockingIOError as error:
+            silent_s += PAUSE_S
+            if silent_s >= SILENCE_S_MAX:
+                raise TimeoutError("timed out") from error
 
 
 class ConnectionPool:

@@ -9,42 +9,34 @@ Source: docs/reference/peer-protocol.md, "runs".
 
 from __future__ import annotations
 
-import threading
 import time
 from http import HTTPStatus
 
 from p2pcache.core.digest import BlobDigest, ChunkDigest
-from p2pcache.core.layout import CHUNK_SIZE_BYTES, Layout
+from p2pcache.core.layout import Layout
 from p2pcache.core.planner import RunRequest
 from p2pcache.core.verify import verify_chunk
 from p2pcache.errors import (
     BlobCorruptError,
     InvalidDigestError,
+    PeerBusyError,
     PeerDamagedError,
     PeerProtocolError,
     PeerRefusedError,
     PeerUnreachableError,
 )
 from p2pcache.transfer.base import ChunkSink
+from p2pcache.transfer.buffers import thread_buffer as thread_buffer
 from p2pcache.transfer.connection import BodyError, ConnectionPool, Exchange, Line
 
 DIGESTS_HEADER = "X-P2PCache-Chunks"
 LAYOUT_HEADER = "X-P2PCache-Layout"
 ERROR_HEADER = "X-Error-Code"
+# Too early, too many, not now: it has them, and is to be asked again.
+BUSY_STATUSES = (425, 429, 503)
 # Below this average a peer on a local network is as good as dead; another source is asked.
 RATE_FLOOR_BPS = 64 * 1024
 RATE_GRACE_S = 5.0
-# Small enough that a peer at the floor is counted every few seconds.
-_PIECE_SIZE_BYTES = 256 * 1024
-
-_buffers = threading.local()
-
-
-def thread_buffer() -> memoryview:
-    """Return this thread's chunk buffer: 4 MiB, allocated once."""
-    if not hasattr(_buffers, "chunk"):
-        _buffers.chunk = bytearray(CHUNK_SIZE_BYTES)
-    return memoryview(_buffers.chunk)
 
 
 class PeerSource:
@@ -93,7 +85,8 @@ class PeerSource:
                 f"Peer {self.source_id} found its copy of chunks {run.first}-{run.last} damaged."
             )
         if response.status != HTTPStatus.OK:
-            raise PeerRefusedError(
+            is_busy = response.status in BUSY_STATUSES
+            raise (PeerBusyError if is_busy else PeerRefusedError)(
                 f"Peer {self.source_id} answered {response.status} for chunks "
                 f"{run.first}-{run.last}."
             )
@@ -126,11 +119,14 @@ class PeerSource:
         received = 0
         for index, digest in zip(run.chunk_indexes, digests, strict=True):
             content = thread_buffer()[: layout.length_of(index)]
-            for start in range(0, len(content), _PIECE_SIZE_BYTES):
-                piece = content[start : start + _PIECE_SIZE_BYTES]
-                exchange.read_into(piece)
-                received += len(piece)
-                sink.note_progress(len(piece))
+            arrived = 0
+            while arrived < len(content):
+                count = exchange.read_some(content[arrived : arrived + sink.piece_bytes_max])
+                arrived, received = arrived + count, received + count
+                noted_s = time.monotonic()
+                sink.note_progress(count)
+                # Caps of ours are kept in there: not the peer's time.
+                started_s += time.monotonic() - noted_s
                 elapsed_s = time.monotonic() - started_s
                 if elapsed_s > RATE_GRACE_S and received < RATE_FLOOR_BPS * elapsed_s:
                     raise PeerUnreachableError(f"Peer {self.source_id} is too slow to wait for.")

@@ -10,6 +10,7 @@ Source: docs/reference/hub-dialect.md; RFC 9110 §14 and §15.3.7.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 
 from p2pcache.clock import Clock, SystemClock
@@ -28,13 +29,23 @@ from p2pcache.core.upstream import (
 from p2pcache.core.verify import verify_chunk
 from p2pcache.errors import UpstreamProtocolError, UpstreamUnreachableError
 from p2pcache.transfer.base import ChunkSink
+from p2pcache.transfer.buffers import thread_buffer
 from p2pcache.transfer.connection import BodyError, ConnectionPool, Exchange, Line
-from p2pcache.transfer.peer import thread_buffer
 
 # What a crash or a cancelled run costs on a slow line, for each connection: the start of a chunk
 # is kept this often. A fast line finishes a chunk sooner, and pays nothing for it.
 PREFIX_INTERVAL_S = 0.05
-PIECE_BYTES = 512 * 1024
+
+# Told of the status and the headers of what the hub itself answers, for its words on limits.
+AnswerListener = Callable[[int, Mapping[str, str]], None]
+
+
+class _SignedAddress:
+    """Where the hub's last redirect led; None when that is not known, or does not work any more."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.url: str | None = None
 
 
 class UpstreamSource:
@@ -43,13 +54,24 @@ class UpstreamSource:
     source_id = UPSTREAM
 
     def __init__(
-        self, location: UpstreamLocation, pool: ConnectionPool, clock: Clock | None = None
+        self,
+        location: UpstreamLocation,
+        pool: ConnectionPool,
+        clock: Clock | None = None,
+        on_answer: AnswerListener | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
+        self._on_answer = on_answer
         self._location = location
         self._line = Line(pool)
-        self._signed_url: str | None = None
-        self._lock = threading.Lock()
+        self._pool = pool
+        self._signed = _SignedAddress()
+
+    def fork(self) -> UpstreamSource:
+        """Return a source for one more run: cut on its own, the signed address in common."""
+        other = UpstreamSource(self._location, self._pool, self._clock, self._on_answer)
+        other._signed = self._signed
+        return other
 
     def close(self) -> None:
         """Cut the runs under way; the shared pool stays open."""
@@ -124,19 +146,18 @@ class UpstreamSource:
         arrived = written = resumed
         kept_s = self._clock.monotonic_s()
         while arrived < len(content):
-            piece = content[arrived : arrived + PIECE_BYTES]
             try:
-                exchange.read_into(piece)
+                count = exchange.read_some(content[arrived : arrived + sink.piece_bytes_max])
             except BodyError:
                 if arrived > written:
                     sink.keep_prefix(chunk_index, content[:arrived], written)
                 raise
-            arrived += len(piece)
+            arrived += count
             now_s = self._clock.monotonic_s()
             if arrived < len(content) and now_s - kept_s >= PREFIX_INTERVAL_S:
                 sink.keep_prefix(chunk_index, content[:arrived], written)
                 written, kept_s = arrived, now_s
-            sink.note_progress(len(piece))
+            sink.note_progress(count)
         chunk = verify_chunk(
             blob, layout, chunk_index, content, expected=None, source_id=self.source_id
         )
@@ -144,14 +165,14 @@ class UpstreamSource:
 
     def _open(self, start: int, length: int, total: int) -> Exchange:
         """Ask for bytes start..start+length-1; a signed address that expired is renewed once."""
-        with self._lock:
-            signed_url = self._signed_url
+        with self._signed.lock:
+            signed_url = self._signed.url
         if signed_url is not None:
             exchange = self._try_signed(signed_url, start, length, total)
             if exchange is not None:
                 return exchange
-            with self._lock:
-                self._signed_url = None
+            with self._signed.lock:
+                self._signed.url = None
         return self._open_at_hub(start, length, total)
 
     def _try_signed(self, signed_url: str, start: int, length: int, total: int) -> Exchange | None:
@@ -175,6 +196,8 @@ class UpstreamSource:
                 headers.update(location.headers)
             exchange = self._line.request(url, headers)
             status = exchange.response.status
+            if may_send_token and self._on_answer is not None:
+                self._on_answer(status, dict(exchange.response.headers.items()))
             if status in REDIRECT_STATUSES:
                 target = exchange.response.headers.get("Location")
                 exchange.skip_body()
@@ -187,8 +210,8 @@ class UpstreamSource:
                 has_token = "Authorization" in location.headers
                 raise error_of_answer(status, answer, location.what, has_token=has_token)
             if not may_send_token:
-                with self._lock:
-                    self._signed_url = url
+                with self._signed.lock:
+                    self._signed.url = url
             return self._check_head(exchange, start, length, total)
         raise UpstreamProtocolError(f"The hub redirects {location.what} in a circle.")
 

@@ -44,9 +44,6 @@ def test_pull_of_public_model_prints_path_last(run: RunCommand) -> None:
     assert result.exit_code == 0
     assert result.stdout == PATH + "\n"
     assert result.stderr == (
-        "org/name: resolving\n"
-        "org/name: downloading, 500 B of 2.0 kB (25 %); "
-        "peers 500 B, upstream 0 B, disk 0 B; 1m05s left\n"
         "org/name: done, 2.0 kB of 2.0 kB (100 %); peers 2.0 kB, upstream 0 B, disk 0 B\n"
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,7 @@ MODELS = {
         },
     ]
 }
-PEERS = {
+PEERS: dict[str, Any] = {
     "peers": [
         {
             "name": "lab-2",
@@ -53,9 +54,27 @@ PEERS = {
             "via": "mdns",
             "state": "up",
             "reason": None,
+            "banned_until": None,
             "rate_bps": 117_000_000.0,
             "received_bytes": 1_234_567_890,
+            "requests_inflight": 3,
             "last_seen_s": 0.5,
+            "faults": [],
+        },
+        {
+            "name": "lab-4",
+            "id": "3" * 32,
+            "address": "10.0.0.6:7278",
+            "version": "0.1.0",
+            "via": "introduced",
+            "state": "silent",
+            "reason": None,
+            "banned_until": None,
+            "rate_bps": 0,
+            "received_bytes": 0,
+            "requests_inflight": 0,
+            "last_seen_s": 5.1,
+            "faults": [{"reason": "protocol", "detail": "too\nshort", "at": 1_767_225_600.0}],
         },
         {
             "name": "lab-3",
@@ -65,9 +84,18 @@ PEERS = {
             "via": "static",
             "state": "banned",
             "reason": "chunk 7 of sha256:ab… had other bytes",
+            "banned_until": 1_767_229_200.0,
             "rate_bps": 0,
             "received_bytes": 0,
+            "requests_inflight": 0,
             "last_seen_s": 60,
+            "faults": [
+                {
+                    "reason": "wrong bytes",
+                    "detail": "chunk 7 of sha256:ab… had other bytes",
+                    "at": 1_767_225_600.0,
+                }
+            ],
         },
     ],
     "unreachable": [{"address": "10.0.0.9:7278", "via": "static"}],
@@ -128,16 +156,34 @@ def test_ls_of_empty_store_says_what_to_do(run: RunCommand, daemon: FakeDaemon) 
     assert "p2pcache pull org/name" in result.stderr
 
 
-def test_peers_of_three_kinds_prints_table(run: RunCommand, daemon: FakeDaemon) -> None:
-    """Up, banned with the reason, and named but silent."""
+def test_peers_of_all_kinds_prints_table_and_next_steps(
+    run: RunCommand, daemon: FakeDaemon
+) -> None:
+    """Up, silent, banned with the reason and the end, named but never met; what to do for each."""
     daemon.say("GET", "/peers", PEERS)
     assert run("peers").stdout == (
-        "NAME   ADDRESS        STATE        VERSION  RATE        RECEIVED  REASON\n"
-        "lab-2  10.0.0.7:7278  up           0.1.0    117.0 MB/s  1.2 GB    -\n"
-        "lab-3  10.0.0.8:7278  banned       0.1.0    -           0 B       "
-        "chunk 7 of sha256:ab… had other bytes\n"
-        "-      10.0.0.9:7278  unreachable  -        -           -         found by static\n"
+        "NAME   ADDRESS        FOUND BY    STATE   VERSION  RATE        RECEIVED  ASKED  FAULTS\n"
+        "lab-2  10.0.0.7:7278  mdns        up      0.1.0    117.0 MB/s  1.2 GB    3      0\n"
+        "lab-4  10.0.0.6:7278  introduced  silent  0.1.0    -           0 B       0      1\n"
+        "lab-3  10.0.0.8:7278  static      banned  0.1.0    -           0 B       0      1\n"
+        "-      10.0.0.9:7278  static      silent  -        -           -         -      -\n"
+        "\n"
+        "lab-4, 2026-01-01 00:00:00Z, protocol: too?short\n"
+        "10.0.0.6:7278 does not answer: see that p2pcache runs there, and that no firewall is in "
+        "between.\n"
+        "lab-3 is banned until 2026-01-01 01:00:00Z: chunk 7 of sha256:ab… had other bytes\n"
+        "  Run p2pcache check on lab-3, and look at its disk and memory if that finds something; "
+        "p2pcache up, started again here, forgets the ban.\n"
+        "lab-3, 2026-01-01 00:00:00Z, wrong bytes: chunk 7 of sha256:ab… had other bytes\n"
+        "10.0.0.9:7278 does not answer: see that p2pcache runs there, and that no firewall is in "
+        "between.\n"
     )
+
+
+def test_peers_that_are_well_prints_the_table_alone(run: RunCommand, daemon: FakeDaemon) -> None:
+    """Nothing to explain."""
+    daemon.say("GET", "/peers", {"peers": PEERS["peers"][:1], "unreachable": []})
+    assert len(run("peers").stdout.splitlines()) == 2
 
 
 def test_peers_of_lone_daemon_says_what_to_do(run: RunCommand, daemon: FakeDaemon) -> None:
@@ -146,6 +192,15 @@ def test_peers_of_lone_daemon_says_what_to_do(run: RunCommand, daemon: FakeDaemo
     result = run("peers")
     assert (result.exit_code, result.stdout) == (0, "")
     assert "p2pcache up --peer HOST:PORT" in result.stderr
+
+
+def test_status_while_the_hub_wants_a_pause_says_so(run: RunCommand, daemon: FakeDaemon) -> None:
+    """Why nothing comes, and for how long."""
+    daemon.say("GET", "/status", STATUS | {"upstream_paused_s": 83.4})
+    assert (
+        "upstream   https://huggingface.co (asked us to slow down; not asked for 1m23s)\n"
+        in run("status").stdout
+    )
 
 
 def test_status_of_daemon_prints_fields(run: RunCommand, daemon: FakeDaemon) -> None:
@@ -216,10 +271,22 @@ def test_status_of_absent_model_leaves_out_what_is_unknown(
 
 def test_status_of_resident_model_shows_path(run: RunCommand, daemon: FakeDaemon) -> None:
     """What a loader opens; nothing about what is missing."""
-    here = {"state": "resident", "bytes_missing": 0, "path": "/store/hub/x"}
+    here = {"state": "resident", "bytes_missing": 0, "path": "/store/hub/x", "verified_at": 5.0}
     daemon.say("GET", "/residency/org%2Fname%40v1", RESIDENCY | here)
     lines = run("status", "org/name@v1").stdout.splitlines()
-    assert lines[-2:] == ["missing  0 B", "path     /store/hub/x"]
+    assert lines[-3:] == [
+        "missing   0 B",
+        "verified  1970-01-01 00:00:05Z",
+        "path      /store/hub/x",
+    ]
+
+
+def test_status_of_corrupt_model_says_how_it_is_mended(run: RunCommand, daemon: FakeDaemon) -> None:
+    """The state, and the next step."""
+    daemon.say("GET", "/residency/org%2Fname%40main", RESIDENCY | {"state": "corrupt"})
+    result = run("status", "org/name")
+    assert "state          corrupt" in result.stdout
+    assert "p2pcache check --repair" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -87,10 +87,11 @@ def test_show_text_of_any_text_is_printable(text: str) -> None:
 
 
 def test_progress_lines_come_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
-    """A line when the state changes, else one in ten seconds."""
+    """None for ten seconds, then when the state changes, else one in ten seconds."""
     clock = ManualClock()
     lines = ProgressLines("org/name", clock=clock)
-    for seconds in (0, 1, 1, 8, 5):
+    lines.show(make_job("resolving"))
+    for seconds in (0, 1, 1, 8, 5, 5, 1):
         clock.advance(seconds)
         lines.show(make_job("downloading", eta_s=None))
     lines.show(make_job("verifying"))

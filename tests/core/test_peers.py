@@ -11,8 +11,10 @@ from __future__ import annotations
 from p2pcache.core.peers import (
     BAN_S,
     FAULTS_KEPT_MAX,
+    FAULTS_PER_SOURCE_MAX,
     PROTOCOL_FAULTS_IN_A_ROW_MAX,
     RECORDS_MAX,
+    Ban,
     BlameBook,
     Fault,
 )
@@ -76,3 +78,34 @@ def test_blame_memory_is_bounded() -> None:
     assert len(book.faults) == FAULTS_KEPT_MAX
     assert book.find_ban("source-0", now_s=0.0) is None
     assert book.find_ban("source-1", now_s=0.0)
+
+
+def test_blame_lists_who_is_banned_and_for_how_long() -> None:
+    """A name, the reason, what is left of the hour; who is not banned any more is not listed."""
+    book = BlameBook()
+    book.note_wrong_bytes(make_fault(), now_s=0.0)
+    book.note_wrong_bytes(make_fault("other", "chunk 4"), now_s=100.0)
+    book.note_fault(make_fault("third"), now_s=100.0)
+    assert book.list_bans(now_s=200.0) == [
+        Ban("liar", "name of liar", "chunk 3 was wrong", BAN_S - 200),
+        Ban("other", "name of other", "chunk 4", BAN_S - 100),
+    ]
+    assert [ban.source_id for ban in book.list_bans(now_s=BAN_S)] == ["other"]
+    assert book.list_bans(now_s=2 * BAN_S) == []
+
+
+def test_blame_lists_the_last_faults_of_a_source_whatever_others_did() -> None:
+    """One that fails all the time does not push another's faults out of sight."""
+    book = BlameBook()
+    seldom = Fault("seldom", "name", "protocol", "too short", 1.0)
+    book.note_fault(seldom, now_s=0.0)
+    untold = Fault("seldom", "name", "other layout", "cut wrongly", 2.0)
+    for n in range(2 * FAULTS_KEPT_MAX):
+        book.note_fault(make_fault("often", str(n)), now_s=0.0)
+    book.faults.append(untold)
+    assert book.list_faults("seldom") == [seldom, untold]
+    often = book.list_faults("often")
+    assert [int(fault.detail) for fault in often] == [
+        2 * FAULTS_KEPT_MAX - n for n in range(FAULTS_PER_SOURCE_MAX, 0, -1)
+    ]
+    assert book.list_faults("stranger") == []

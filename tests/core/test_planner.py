@@ -25,16 +25,15 @@ from p2pcache.core.planner import (
     PeerView,
     PlannerLimits,
     RunRequest,
+    find_lone_seeder,
     plan_requests,
 )
 from p2pcache.core.rendezvous import find_owner
 
 BLOB = BlobDigest("sha256", "0" * 64)
 SELF_ID = "f" * 32
-NOW_S = 1000.0
 LIMITS = PlannerLimits()
-MOVING_S = NOW_S - 1.0
-STALE_S = NOW_S - LIMITS.lease_s - 0.1
+FIRST_3 = [RunRequest(UPSTREAM, 3, 3, is_first_copy=True)]
 
 
 def make_id(number: int) -> str:
@@ -43,8 +42,8 @@ def make_id(number: int) -> str:
 
 
 def make_peer(number: int, have: Bitfield, **changes: object) -> PeerView:
-    """Make a peer that moves and fetches nothing."""
-    peer = PeerView(make_id(number), have, Bitfield(have.length), last_progress_s=MOVING_S)
+    """Make a peer that fetches nothing."""
+    peer = PeerView(make_id(number), have, Bitfield(have.length))
     return replace(peer, **changes)  # type: ignore[arg-type]
 
 
@@ -57,8 +56,8 @@ def make_view(chunk_count: int, *peers: PeerView, **changes: object) -> FetchVie
 
 
 def plan(view: FetchView, *, seed: int = 0, limits: PlannerLimits = LIMITS) -> list[RunRequest]:
-    """Plan at the usual moment."""
-    return plan_requests(view, now_s=NOW_S, limits=limits, random=Random(seed))
+    """Plan with the usual limits."""
+    return plan_requests(view, limits=limits, random=Random(seed))
 
 
 def chunks_of(requests: list[RunRequest]) -> list[int]:
@@ -73,17 +72,17 @@ def views(draw: st.DrawFn) -> FetchView:
     fields = st.builds(Bitfield, st.just(count), st.integers(0, (1 << count) - 1))
     indexes_ = st.integers(0, max(0, count - 1))
     indexes = st.lists(indexes_, max_size=5) if count else st.just([])
+    peer_ids = st.sampled_from(list(map(make_id, range(5))))
     sources_ = st.sampled_from([UPSTREAM, *map(make_id, range(3))])
     peers = [
         PeerView(
             make_id(number),
             draw(fields | st.just(Bitfield.full(count))),
             draw(fields),
-            draw(st.booleans()),
-            draw(st.booleans()),
-            draw(st.sampled_from([STALE_S, MOVING_S, NOW_S])),
-            draw(st.integers(0, 3)),
-            draw(st.sampled_from([0.0, 1e6, 1e9])),
+            is_fetching=draw(st.booleans()),
+            can_fetch_upstream=draw(st.booleans()),
+            requests_inflight=draw(st.integers(0, 3)),
+            rate_bps=draw(st.sampled_from([0.0, 1e6, 1e9])),
         )
         for number in range(draw(st.integers(0, 5)))
     ]
@@ -97,26 +96,45 @@ def views(draw: st.DrawFn) -> FetchView:
         peers,
         draw(st.integers(0, 5)),
         draw(st.booleans()),
-        draw(indexes),
-        draw(indexes),
-        draw(st.dictionaries(indexes_, st.sets(sources_, min_size=1)) if count else st.just({})),
+        starving=draw(indexes),
+        overdue=draw(indexes),
+        next_for_readers=draw(indexes),
+        asked=draw(by_chunk(indexes_, sources_) if count else st.just({})),
+        stalled=draw(st.sets(peer_ids | st.just(SELF_ID))),
+        lapsed=draw(by_chunk(indexes_, peer_ids) if count else st.just({})),
+        is_fenced=draw(st.booleans()),
     )
+
+
+def by_chunk(
+    indexes: st.SearchStrategy[int], ids: st.SearchStrategy[str]
+) -> st.SearchStrategy[dict[int, set[str]]]:
+    """Any map from chunks to some ids."""
+    return st.dictionaries(indexes, st.sets(ids, min_size=1))
 
 
 limits_ = st.builds(
     PlannerLimits,
     run_bytes_max=st.sampled_from([1, CHUNK_SIZE_BYTES, 3 * CHUNK_SIZE_BYTES, 1 << 40]),
+    run_bytes_min=st.sampled_from([1, 2 * CHUNK_SIZE_BYTES]),
     peer_requests_inflight_max=st.integers(1, 3),
+    swarm_upstream_requests_max=st.integers(1, 8),
     upstream_requests_inflight_max=st.integers(1, 4),
 )
 seeds = st.integers(0, 1000)
+
+
+def is_slow(peer: PeerView, view: FetchView, limits: PlannerLimits) -> bool:
+    """Whether a peer is of the slow class."""
+    best_bps = max(other.rate_bps for other in view.peers)
+    return 0 < peer.rate_bps < best_bps * limits.slow_share
 
 
 @given(views(), limits_, seeds)
 def test_plan_any_view_asks_for_each_missing_chunk_at_most_once(
     view: FetchView, limits: PlannerLimits, seed: int
 ) -> None:
-    """No chunk twice, none that is held, none that is in flight, but to rescue a reader."""
+    """No chunk twice, none that is held, none in flight, but one that cannot wait."""
     requests = plan(view, seed=seed, limits=limits)
     asked = chunks_of(requests)
     assert len(set(asked)) == len(asked)
@@ -124,7 +142,8 @@ def test_plan_any_view_asks_for_each_missing_chunk_at_most_once(
     for request in requests:
         if any(index in view.inflight for index in request.chunk_indexes):
             assert request.first == request.last
-            assert request.first in view.starving
+            assert request.is_second_source
+            assert request.first in {*view.starving, *view.overdue}
             assert len(view.asked[request.first] | {request.source_id}) == 2
 
 
@@ -146,8 +165,8 @@ def test_plan_any_view_keeps_the_slots_of_each_source(
     """Requests in flight and new ones together stay within the limit of each source."""
     new = Counter(request.source_id for request in plan(view, seed=seed, limits=limits))
     for peer in view.peers:
-        free = max(0, limits.peer_requests_inflight_max - peer.requests_inflight)
-        assert new[peer.peer_id] <= free
+        most = 1 if is_slow(peer, view, limits) else limits.peer_requests_inflight_max
+        assert new[peer.peer_id] <= max(0, most - peer.requests_inflight)
     free = max(0, limits.upstream_requests_inflight_max - view.upstream_requests_inflight)
     assert new[UPSTREAM] <= (free if view.can_fetch_upstream else 0)
 
@@ -164,21 +183,43 @@ def test_plan_any_view_keeps_the_size_of_a_run(
 
 
 @given(views(), limits_, seeds)
-def test_plan_any_view_asks_upstream_only_for_owned_or_starving_chunks(
+def test_plan_any_view_asks_for_first_copies_only_what_is_ours(
     view: FetchView, limits: PlannerLimits, seed: int
 ) -> None:
-    """What a peer has, or fetches, or owns, is not asked of the hub but for a waiting reader."""
-    moving = [p for p in view.peers if NOW_S - p.last_progress_s <= limits.lease_s]
-    members = [SELF_ID, *(p.peer_id for p in moving if p.is_fetching and p.can_fetch_upstream)]
+    """
+    What a peer has, or a member that moves fetches or owns, is not asked of the hub or of a lone
+    seeder, but for a waiting reader.
+    """
+    lone = find_lone_seeder(view.peers)
+    members = [p for p in view.peers if p.is_fetching and p.peer_id not in view.stalled]
+    able = [p.peer_id for p in members if lone is not None or p.can_fetch_upstream]
+    if SELF_ID not in view.stalled or not able:
+        able.append(SELF_ID)
     for request in plan(view, seed=seed, limits=limits):
-        if request.source_id != UPSTREAM:
+        assert request.is_first_copy or request.source_id != UPSTREAM or request.is_second_source
+        if not request.is_first_copy:
             continue
+        assert request.source_id == (UPSTREAM if lone is None else lone.peer_id)
         for index in request.chunk_indexes:
+            assert not any(index in peer.have for peer in view.peers if peer is not lone)
             if index in view.starving:
                 continue
-            assert not any(index in peer.have for peer in view.peers)
-            assert not any(index in peer.intent for peer in moving)
-            assert find_owner(BLOB, index, members) == SELF_ID
+            failed = view.lapsed.get(index, set())
+            assert not view.is_fenced
+            assert not any(index in p.intent for p in members if p.peer_id not in failed)
+            assert find_owner(BLOB, index, [m for m in able if m not in failed]) == SELF_ID
+
+
+@given(views(), limits_, seeds)
+def test_plan_any_view_keeps_the_hubs_connections_for_few(
+    view: FetchView, limits: PlannerLimits, seed: int
+) -> None:
+    """Without readers, each member of a large swarm keeps to its share of the connections."""
+    view = replace(view, starving=[])
+    members = sum(1 for p in view.peers if p.is_fetching and p.peer_id not in view.stalled)
+    share = -(-limits.swarm_upstream_requests_max // (1 + members))
+    new = [r for r in plan(view, seed=seed, limits=limits) if r.source_id == UPSTREAM]
+    assert len(new) <= max(0, share - view.upstream_requests_inflight)
 
 
 @given(views(), limits_, seeds)
@@ -196,14 +237,22 @@ def test_plan_equal_inputs_give_equal_plans_and_change_nothing(
 def test_plan_any_view_leaves_no_free_slot_beside_a_chunk_it_could_carry(
     view: FetchView, limits: PlannerLimits, seed: int
 ) -> None:
-    """The planner is not lazy: a peer with a free slot has nothing that is still missing."""
+    """
+    The planner is not lazy: a peer with a free slot has nothing that is still missing.
+
+    But for the lone seeder, whose line is kept for first copies, and for slow peers.
+    """
+    lone = find_lone_seeder(view.peers)
     requests = plan(view, seed=seed, limits=limits)
     asked = Bitfield.of(view.layout.chunk_count, chunks_of(requests))
     left = Bitfield.full(view.layout.chunk_count) - view.have - view.inflight - asked
     new = Counter(request.source_id for request in requests)
     for peer in view.peers:
         used = peer.requests_inflight + new[peer.peer_id]
-        if used < limits.peer_requests_inflight_max:
+        # Among many that give, one run each is enough.
+        is_many = sum(1 for p in view.peers if p.have) >= limits.many_peers
+        is_kept = peer is lone or is_many or is_slow(peer, view, limits)
+        if used < limits.peer_requests_inflight_max and not is_kept:
             assert not peer.have & left
 
 
@@ -217,14 +266,37 @@ def test_plan_nothing_missing_is_empty() -> None:
 def test_plan_alone_asks_upstream_for_everything_in_runs() -> None:
     """Without peers all chunks go to the hub, in as many runs as there are slots."""
     requests = plan(make_view(16))
-    assert [request.source_id for request in requests] == [UPSTREAM] * 4
+    assert [request.source_id for request in requests] == [UPSTREAM] * 8
+    assert all(request.is_first_copy for request in requests)
     assert sorted(chunks_of(requests)) == list(range(16))
 
 
 def test_plan_large_blob_alone_asks_in_runs_of_the_size_limit() -> None:
     """A run never grows beyond run_bytes_max, however much is missing."""
     requests = plan(make_view(1000))
-    assert [len(request.chunk_indexes) for request in requests] == [8, 8, 8, 8]
+    assert [len(request.chunk_indexes) for request in requests] == [8] * 8
+
+
+@pytest.mark.parametrize(("member_count", "run_count"), [(1, 4), (3, 2), (7, 1)])
+def test_plan_of_a_large_swarm_takes_few_connections_to_the_hub(
+    member_count: int, run_count: int
+) -> None:
+    """Some eight connections of the whole swarm fill the hub's line; each member takes a share."""
+    members = [
+        make_peer(n, Bitfield(800), is_fetching=True, can_fetch_upstream=True)
+        for n in range(member_count)
+    ]
+    requests = plan(make_view(800, *members))
+    assert [request.source_id for request in requests] == [UPSTREAM] * run_count
+
+
+@pytest.mark.parametrize(
+    ("rate_bps", "chunk_count"), [(0.0, 1), (1e6, 1), (2.2 * 8 * CHUNK_SIZE_BYTES, 8), (1e12, 8)]
+)
+def test_plan_run_of_a_peer_is_as_long_as_it_is_fast(rate_bps: float, chunk_count: int) -> None:
+    """A peer of unknown speed holds one chunk, a fast one as many as it gives in half a second."""
+    peer = make_peer(1, Bitfield.full(100), rate_bps=rate_bps)
+    assert {len(request.chunk_indexes) for request in plan(make_view(100, peer))} == {chunk_count}
 
 
 def test_plan_complete_peer_is_asked_instead_of_upstream() -> None:
@@ -255,12 +327,13 @@ def test_plan_rarest_chunk_is_asked_first() -> None:
 
 def test_plan_rarest_chunk_of_a_large_blob_is_in_the_first_run() -> None:
     """However much else is missing, the run that a rare chunk led to contains it."""
-    common = [make_peer(number, Bitfield.of(1000, range(999))) for number in (1, 2)]
-    only_here = make_peer(3, Bitfield.of(1000, range(500, 1000)))
-    view = make_view(1000, *common, only_here, can_fetch_upstream=False)
+    count = LIMITS.candidates_max
+    common = [make_peer(n, Bitfield.of(count, range(count - 1))) for n in (1, 2)]
+    only_here = make_peer(3, Bitfield.of(count, range(count // 2, count)))
+    view = make_view(count, *common, only_here, can_fetch_upstream=False)
     for seed in range(20):
         first = plan(view, seed=seed)[0]
-        assert 999 in first.chunk_indexes
+        assert count - 1 in first.chunk_indexes
         assert first.source_id == make_id(3)
 
 
@@ -277,7 +350,7 @@ def test_plan_readers_chunks_are_asked_before_rare_ones() -> None:
 def test_plan_faster_idle_peer_is_asked_more_often() -> None:
     """The choice is weighted by idle rate, with a floor that still tries the slow one."""
     fast = make_peer(1, Bitfield.full(1), rate_bps=1e9)
-    slow = make_peer(2, Bitfield.full(1), rate_bps=1e3)
+    slow = make_peer(2, Bitfield.full(1), rate_bps=3e7)
     asked = Counter(plan(make_view(1, fast, slow), seed=seed)[0].source_id for seed in range(300))
     assert asked[make_id(1)] > 200
     assert asked[make_id(2)] > 5
@@ -289,16 +362,26 @@ def test_plan_starving_chunk_goes_upstream_whoever_owns_it() -> None:
         1, Bitfield(8), intent=Bitfield.full(8), is_fetching=True, can_fetch_upstream=True
     )
     assert plan(make_view(8, other)) == []
-    assert plan(make_view(8, other, starving=[3])) == [RunRequest(UPSTREAM, 3, 3)]
+    assert plan(make_view(8, other, starving=[3], is_fenced=True)) == FIRST_3
+    assert plan(make_view(8, other, starving=[3])) == FIRST_3
 
 
 def test_plan_starving_chunk_waits_when_upstream_has_no_slot() -> None:
     """The budget of the hub holds for readers too."""
-    view = make_view(8, starving=[3], upstream_requests_inflight=4)
+    most = LIMITS.upstream_requests_inflight_max
+    view = make_view(8, starving=[3], upstream_requests_inflight=most)
     assert plan(view) == []
-    one_slot = make_view(8, starving=[3, 5], upstream_requests_inflight=3)
-    assert plan(one_slot) == [RunRequest(UPSTREAM, 3, 3)]
+    one_slot = make_view(8, starving=[3, 5], upstream_requests_inflight=most - 1)
+    assert plan(one_slot) == FIRST_3
     assert plan(make_view(8, can_fetch_upstream=False, starving=[3])) == []
+
+
+def test_plan_starving_chunk_goes_beyond_the_swarms_share_of_connections() -> None:
+    """The share is for the bulk; a reader may use what one daemon alone might."""
+    other = make_peer(
+        1, Bitfield(8), intent=Bitfield.full(8), is_fetching=True, can_fetch_upstream=True
+    )
+    assert plan(make_view(8, other, starving=[3], upstream_requests_inflight=5)) == FIRST_3
 
 
 @pytest.mark.parametrize(
@@ -318,7 +401,8 @@ def test_plan_starving_chunk_in_flight_is_asked_of_one_more_source(
     peers = [make_peer(number, Bitfield.full(8)) for number in (1, 2)]
     everything = Bitfield.full(8)
     view = make_view(8, *peers, inflight=everything, starving=[3, 3], asked={3: asked})
-    assert plan(view) == ([RunRequest(rescuer, 3, 3)] if rescuer else [])
+    rescue = [RunRequest(rescuer, 3, 3, is_second_source=True)] if rescuer else []
+    assert plan(view) == rescue
     assert plan(replace(view, starving=[])) == []
     assert plan(replace(view, have=Bitfield.of(8, [3]))) == []
 
@@ -328,7 +412,7 @@ def test_plan_starving_chunk_in_flight_is_rescued_from_upstream_last() -> None:
     peer = make_peer(1, Bitfield.full(8), requests_inflight=2)
     everything = Bitfield.full(8)
     view = make_view(8, peer, inflight=everything, starving=[3], asked={3: {make_id(1)}})
-    assert plan(view) == [RunRequest(UPSTREAM, 3, 3)]
+    assert plan(view) == [RunRequest(UPSTREAM, 3, 3, is_second_source=True)]
     assert plan(replace(view, can_fetch_upstream=False)) == []
 
 
@@ -347,26 +431,127 @@ def test_plan_readers_next_chunk_of_another_owner_is_left_to_it() -> None:
     assert not set(chunks_of(plan(view))) & set(foreign)
 
 
-@pytest.mark.parametrize(("last_progress_s", "is_asked"), [(MOVING_S, False), (STALE_S, True)])
-def test_plan_intent_counts_only_while_its_peer_moves(
-    last_progress_s: float, is_asked: bool
-) -> None:
+def test_plan_overdue_chunk_is_asked_of_one_more_peer_and_never_of_the_hub() -> None:
+    """A chunk that takes too long gets a second source, if another peer has it."""
+    slow, other = make_peer(1, Bitfield.full(8)), make_peer(2, Bitfield.full(8))
+    everything = Bitfield.full(8)
+    view = make_view(8, slow, other, inflight=everything, overdue=[3], asked={3: {make_id(1)}})
+    assert plan(view) == [RunRequest(make_id(2), 3, 3, is_second_source=True)]
+    assert plan(replace(view, peers=[slow])) == []
+    assert plan(replace(view, asked={3: {make_id(1), UPSTREAM}})) == []
+
+
+def test_plan_overdue_chunk_is_not_asked_of_a_slow_peer_nor_of_the_lone_seeder() -> None:
+    """The one would not be sooner, the other has better to do."""
+    everything = Bitfield.full(8)
+    asked = {3: {make_id(1)}}
+    holder = make_peer(1, Bitfield.of(8, [3]), rate_bps=1e9, is_fetching=True)
+    seeder = make_peer(2, everything)
+    view = make_view(8, holder, seeder, inflight=everything, overdue=[3], asked=asked)
+    assert find_lone_seeder(view.peers) is seeder
+    assert plan(view) == []
+    slow = make_peer(2, Bitfield.of(8, [3]), rate_bps=1e6)
+    assert plan(replace(view, peers=[holder, slow])) == []
+    quick = make_peer(2, Bitfield.of(8, [3]), rate_bps=1e8)
+    assert len(plan(replace(view, peers=[holder, quick]))) == 1
+
+
+def test_plan_slow_peer_is_asked_only_for_what_no_quick_one_has() -> None:
+    """Not even when the quick one has no slot: it will, before the slow one has delivered."""
+    quick = make_peer(1, Bitfield.of(8, range(6)), rate_bps=1e9, requests_inflight=2)
+    slow = make_peer(2, Bitfield.full(8), rate_bps=1e6)
+    requests = plan(make_view(8, quick, slow, can_fetch_upstream=False))
+    assert len(requests) == 1
+    assert requests[0].source_id == make_id(2)
+    assert 6 in requests[0].chunk_indexes or 7 in requests[0].chunk_indexes
+
+
+@pytest.mark.parametrize("is_stalled", [False, True])
+def test_plan_intent_counts_only_while_its_peer_moves(is_stalled: bool) -> None:
     """A lease ends when its holder makes no progress; then the chunks are ours again."""
-    stalled = make_peer(
+    other = make_peer(
         1,
         Bitfield(4),
         intent=Bitfield.full(4),
         is_fetching=True,
         can_fetch_upstream=True,
-        last_progress_s=last_progress_s,
     )
-    assert bool(plan(make_view(4, stalled))) is is_asked
+    view = make_view(4, other, stalled={make_id(1)} if is_stalled else set())
+    assert bool(plan(view)) is is_stalled
+
+
+def test_plan_lapsed_claim_goes_to_the_next_in_rank() -> None:
+    """A chunk whose claimant brought others meanwhile, and not this one, is the next one's."""
+    claims = Bitfield.of(16, range(4))
+    other = make_peer(1, Bitfield(16), intent=claims, is_fetching=True, can_fetch_upstream=True)
+    mine = [i for i in range(4, 16) if find_owner(BLOB, i, [SELF_ID, make_id(1)]) == SELF_ID]
+    view = make_view(16, other)
+    assert sorted(chunks_of(plan(view))) == mine[: len(chunks_of(plan(view)))]
+    lapsed = make_view(16, other, lapsed={2: {make_id(1)}})
+    assert 2 in chunks_of(plan(lapsed))
+
+
+def test_plan_of_one_that_stalls_itself_leaves_its_chunks_to_others() -> None:
+    """Who makes no progress owes nothing, unless nobody else is there."""
+    other = make_peer(1, Bitfield(16), is_fetching=True, can_fetch_upstream=True)
+    assert plan(make_view(16, other, stalled={SELF_ID})) == []
+    assert sorted(chunks_of(plan(make_view(16, stalled={SELF_ID})))) == list(range(16))
+
+
+def test_plan_behind_the_fence_asks_peers_and_brings_nothing() -> None:
+    """After a freeze others may have taken over what we owe; what they have is asked for."""
+    other = make_peer(1, Bitfield.of(16, [0]), is_fetching=True, can_fetch_upstream=True)
+    assert chunks_of(plan(make_view(16, other, is_fenced=True))) == [0]
+
+
+def test_find_lone_seeder_is_the_one_complete_peer_while_others_fetch() -> None:
+    """Two complete peers are no bottleneck; one that only we ask may give what it likes."""
+    full, none = Bitfield.full(4), Bitfield(4)
+    seeder, fetching = make_peer(1, full), make_peer(2, none, is_fetching=True)
+    assert find_lone_seeder([seeder, fetching]) is seeder
+    assert find_lone_seeder([seeder, make_peer(3, full), fetching]) is None
+    assert find_lone_seeder([seeder]) is None
+    assert find_lone_seeder([seeder, make_peer(2, none)]) is None
+    assert find_lone_seeder([fetching]) is None
+
+
+def test_plan_lone_seeder_is_asked_for_owned_chunks_only() -> None:
+    """Its line is to the swarm what the hub's is: no byte of it is sent twice."""
+    seeder = make_peer(1, Bitfield.full(64))
+    member = make_peer(2, Bitfield(64), is_fetching=True, can_fetch_upstream=False)
+    requests = plan(make_view(64, seeder, member))
+    assert {request.source_id for request in requests} == {make_id(1)}
+    assert all(request.is_first_copy for request in requests)
+    members = [SELF_ID, make_id(2)]
+    assert all(find_owner(BLOB, i, members) == SELF_ID for i in chunks_of(requests))
+
+
+def test_plan_lone_seeder_gives_further_copies_once_all_is_spread() -> None:
+    """When every chunk is somewhere else too, its line is as good as any."""
+    seeder = make_peer(1, Bitfield.full(64))
+    everything = Bitfield.full(64)
+    member = make_peer(2, Bitfield.of(64, range(1, 64)), is_fetching=True, requests_inflight=2)
+    spread = make_view(64, seeder, member, have=Bitfield.of(64, [0]))
+    assert {r.source_id for r in plan(spread)} == {make_id(1)}
+    assert not any(r.is_first_copy for r in plan(spread))
+    unspread = replace(
+        spread, have=Bitfield.of(64, [1]), inflight=everything - Bitfield.of(64, [5])
+    )
+    assert plan(unspread) == []
+
+
+def test_plan_of_a_huge_blob_looks_at_few_chunks_and_still_serves_the_reader() -> None:
+    """Beyond candidates_max a sample is looked at; what a reader needs is always in it."""
+    peer = make_peer(1, Bitfield.of(3000, range(2999)))
+    for seed in range(5):
+        assert plan(make_view(3000, peer, next_for_readers=[2990]), seed=seed)[0].first == 2990
 
 
 def test_plan_member_that_cannot_reach_upstream_owns_nothing() -> None:
     """Who has no way to the hub is not waited for."""
     cut_off = make_peer(1, Bitfield(16), is_fetching=True, can_fetch_upstream=False)
-    assert sorted(chunks_of(plan(make_view(16, cut_off)))) == list(range(16))
+    limits = replace(LIMITS, swarm_upstream_requests_max=32, upstream_requests_inflight_max=16)
+    assert sorted(chunks_of(plan(make_view(16, cut_off), limits=limits))) == list(range(16))
 
 
 # --- a swarm of planners ---
@@ -382,7 +567,6 @@ class Swarm:
         self.have = {member: Bitfield(chunk_count) for member in self.ids}
         self.running: dict[str, list[RunRequest]] = {member: [] for member in self.ids}
         self.asked_upstream: Counter[int] = Counter()
-        self.now_s = 0.0
 
     def view(self, member: str) -> FetchView:
         """What one member knows of the others: everything."""
@@ -398,7 +582,6 @@ class Swarm:
                 ),
                 is_fetching=not self.have[other].is_full(),
                 can_fetch_upstream=True,
-                last_progress_s=self.now_s,
                 requests_inflight=mine[other],
             )
             for other in self.ids
@@ -416,11 +599,8 @@ class Swarm:
 
     def step(self) -> None:
         """Let every member plan, in random order, then let some requests finish."""
-        self.now_s += 0.25
         for member in self.random.sample(self.ids, len(self.ids)):
-            for request in plan_requests(
-                self.view(member), now_s=self.now_s, limits=LIMITS, random=self.random
-            ):
+            for request in plan_requests(self.view(member), limits=LIMITS, random=self.random):
                 self.running[member].append(request)
                 if request.source_id == UPSTREAM:
                     self.asked_upstream.update(request.chunk_indexes)

@@ -19,7 +19,8 @@ from p2pcache.core.residency import FileResidency, State, measure_residency
 def file_residencies(draw: st.DrawFn) -> FileResidency:
     """A file that is held in part, in whole, or proven."""
     size = draw(st.integers(0, 100))
-    return FileResidency(size, draw(st.integers(0, size)), draw(st.booleans()))
+    held, is_proven, is_damaged = st.integers(0, size), st.booleans(), st.booleans()
+    return FileResidency(size, draw(held), draw(is_proven), is_damaged=draw(is_damaged))
 
 
 @given(st.lists(file_residencies()))
@@ -43,8 +44,19 @@ def test_residency_any_files_add_up(files: list[FileResidency]) -> None:
         ([FileResidency(10, 10, False)], State.VERIFYING),
         ([FileResidency(10, 0, True), FileResidency(10, 0, False)], State.PARTIAL),
         ([FileResidency(10, 0, True), FileResidency(10, 10, False)], State.VERIFYING),
+        ([FileResidency(10, 8, False, is_damaged=True)], State.CORRUPT),
+        ([FileResidency(10, 0, False, is_damaged=True), FileResidency(9, 0, False)], State.CORRUPT),
+        ([FileResidency(10, 0, True, is_damaged=True)], State.RESIDENT),
     ],
 )
 def test_residency_each_state_has_its_case(files: list[FileResidency], state: State) -> None:
     """The states follow from what is held and what is proven."""
     assert measure_residency(files).state is state
+
+
+def test_residency_is_as_fresh_as_the_file_that_was_hashed_longest_ago() -> None:
+    """A time is given for what is here as a whole, and for nothing else."""
+    files = [FileResidency(1, 0, True, 7.0), FileResidency(1, 0, True, 5.0)]
+    assert measure_residency(files).verified_wall_s == 5.0
+    assert measure_residency([*files, FileResidency(1, 1, False)]).verified_wall_s is None
+    assert measure_residency([]).verified_wall_s is None

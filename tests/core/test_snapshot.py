@@ -9,6 +9,7 @@ Source: core/snapshot.py.
 from __future__ import annotations
 
 import hashlib
+import time
 from fnmatch import fnmatchcase
 
 import pytest
@@ -145,3 +146,41 @@ def test_snapshot_order_for_fetching_is_small_first_and_each_blob_once() -> None
 def test_snapshot_entry_layout_follows_its_size() -> None:
     """The chunk boundaries of a file are known from its listing."""
     assert make_entry("a", 5).layout.size_bytes == 5
+
+
+@pytest.mark.parametrize(
+    ("paths", "is_possible"),
+    [
+        (("a", "a-b", "a/b"), False),
+        (("a-b", "a/b", "a.c"), True),
+        (("a/b", "a/b/c"), False),
+        (("a/b", "a/bc/d"), True),
+        (("a", "a b", "a!", "a/b/c/d"), False),
+    ],
+)
+def test_snapshot_file_that_is_a_folder_too_is_refused(
+    paths: tuple[str, ...], is_possible: bool
+) -> None:
+    """Whatever sorts between the two."""
+    if is_possible:
+        assert len(make_snapshot(*paths).files) == len(paths)
+    else:
+        with pytest.raises(InputError, match="below a file"):
+            make_snapshot(*paths)
+
+
+def test_snapshot_of_deep_paths_costs_what_their_letters_cost() -> None:
+    """A hostile listing of paths with hundreds of folders each is no more work than long names."""
+
+    def measure(paths: list[str]) -> float:
+        spans = []
+        for _ in range(3):
+            started_s = time.process_time()
+            assert len(make_snapshot(*paths).files) == len(paths)
+            spans.append(time.process_time() - started_s)
+        return min(spans)
+
+    deep = [f"{'a/' * 500}{number}" for number in range(500)]
+    long = [f"{'a' * 250}/{'b' * 250}/{'c' * 250}/{'d' * 240}/{number}" for number in range(500)]
+    # Looking up every folder of every path takes some hundred times as long.
+    assert measure(deep) < 30 * measure(long)

@@ -13,11 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pcache.core.upstream import (
-    RETRY_AFTER_S_MAX,
     error_of_answer,
     follow_redirect,
     origin_of,
-    parse_retry_after,
 )
 from p2pcache.errors import (
     EntryNotFoundError,
@@ -133,29 +131,6 @@ def test_redirect_any_location_is_followed_or_refused(location: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        (None, None),
-        ("", None),
-        ("soon", None),
-        ("-1", None),
-        ("1.5", None),
-        ("٣", None),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", None),
-        ("0", 0.0),
-        (" 7 ", 7.0),
-        ("301", RETRY_AFTER_S_MAX),
-        ("9" * 5000, RETRY_AFTER_S_MAX),
-    ],
-)
-def test_retry_after_text_is_bounded_seconds_or_nothing(
-    text: str | None, seconds: float | None
-) -> None:
-    """Whole seconds within our limit; anything else counts as not said."""
-    assert parse_retry_after(text) == seconds
-
-
-@pytest.mark.parametrize(
     ("status", "headers", "kind"),
     [
         (403, {"X-Error-Code": "GatedRepo"}, GatedRepositoryError),
@@ -189,10 +164,11 @@ def test_answer_status_and_code_mean_one_error(
 
 
 def test_answer_rate_limit_carries_the_pause() -> None:
-    """Retry-After is read in any spelling of its name."""
-    error = error_of_answer(429, {"retry-after": "7"}, "x", has_token=False)
-    assert isinstance(error, UpstreamRateLimitedError)
-    assert error.retry_after_s == 7.0
+    """Retry-After is read in any spelling of its name, RateLimit where it is missing."""
+    for headers in ({"retry-after": "7"}, {"rateLIMIT": '"api";r=0;t=7'}):
+        error = error_of_answer(429, headers, "x", has_token=False)
+        assert isinstance(error, UpstreamRateLimitedError)
+        assert error.retry_after_s == 7.0
 
 
 def test_answer_message_of_the_hub_is_shown_cleaned_and_short() -> None:

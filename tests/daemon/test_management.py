@@ -15,6 +15,8 @@ from urllib.parse import quote
 
 import pytest
 
+from p2pcache.core.peers import BAN_S
+from p2pcache.daemon.peerlist import SILENT_S
 from p2pcache.engine.downloads import FINAL_STATES
 from tests.daemon.local import Served
 from tests.engine.conftest import (
@@ -45,6 +47,21 @@ JOB_FIELDS = {
     "bytes_from_disk",
     "rate_bps",
     "eta_s",
+}
+PEER_FIELDS = {
+    "name",
+    "id",
+    "address",
+    "version",
+    "via",
+    "state",
+    "reason",
+    "banned_until",
+    "rate_bps",
+    "received_bytes",
+    "requests_inflight",
+    "last_seen_s",
+    "faults",
 }
 RESIDENCY_FIELDS = {
     "model",
@@ -250,6 +267,8 @@ async def test_residency_follows_a_model_on_its_way(served: Served, hub: Hub) ->
         assert resident["commit"] == snapshot.id.commit
         assert resident["path"].endswith(snapshot.id.commit)
     assert resident["fits_disk"] is True
+    assert abs(resident["verified_at"] - time.time()) < 60
+    assert "verified_at" not in partial
 
 
 async def test_models_lists_what_something_is_here_of(served: Served) -> None:
@@ -284,11 +303,19 @@ async def test_peers_lists_who_answers_and_who_does_not(
     assert [(p["name"], p["address"], p["state"], p["via"]) for p in listed["peers"]] == [
         (peer.name, peer.address, "up", "mdns")
     ]
+    assert set(listed["peers"][0]) == PEER_FIELDS
+    served.engine.cache.swarm.peers[peer.peer_id].requests_inflight = 2
+    assert (await served.ask(f"{BASE}/peers")).json["peers"][0]["requests_inflight"] == 2
+    served.engine.cache.swarm.peers[peer.peer_id].requests_inflight = 0
     context = served.engine.context
     fault = context.make_fault(peer.peer_id, peer.name, "wrong bytes", "It lied; look at it.")
     context.blame.note_wrong_bytes(fault, now_s=context.clock.monotonic_s())
     banned = (await served.ask(f"{BASE}/peers")).json["peers"][0]
     assert (banned["state"], banned["reason"]) == ("banned", "It lied; look at it.")
+    assert 0 < banned["banned_until"] - context.clock.wall_s() <= BAN_S + 1
+    assert banned["faults"] == [
+        {"reason": "wrong bytes", "detail": "It lied; look at it.", "at": fault.wall_s}
+    ]
     status = (await served.ask(f"{BASE}/status")).json
     assert (status["peers"], status["faults"][0]["name"]) == (0, peer.name)
     await peer.stop()
@@ -297,6 +324,39 @@ async def test_peers_lists_who_answers_and_who_does_not(
     )
     unreachable = (await served.ask(f"{BASE}/peers")).json["unreachable"]
     assert unreachable == [{"address": peer.address, "via": "mdns"}]
+    # A ban outlives the peer's presence: it may come back under the same id.
+    served.engine.cache.swarm.peers.clear()
+    gone = (await served.ask(f"{BASE}/peers")).json["peers"]
+    assert [(p["id"], p["name"], p["address"], p["state"]) for p in gone] == [
+        (peer.peer_id, peer.name, None, "banned")
+    ]
+    assert set(gone[0]) == PEER_FIELDS
+
+
+async def test_peer_that_leaves_visits_unanswered_is_silent(
+    served: Served, make_peer: MakePeer
+) -> None:
+    """Not gone yet, but nothing comes from there."""
+    peer = await make_peer(WEIGHTS)
+    await served.engine.meet(peer.address)
+    known = served.engine.cache.swarm.peers[peer.peer_id]
+    await peer.stop()
+    known.last_seen_s -= SILENT_S + 1
+    listed = (await served.ask(f"{BASE}/peers")).json["peers"]
+    assert [(p["state"], p["reason"], p["faults"]) for p in listed] == [("silent", None, [])]
+
+
+async def test_status_says_what_limits_there_are_and_what_the_hub_wants(
+    served: Served, hub: Hub
+) -> None:
+    """For whoever wonders why it is slow."""
+    status = (await served.ask(f"{BASE}/status")).json
+    assert status["limits"] == dict.fromkeys(
+        ["upstream_bps", "download_bps", "upload_bps", "peer_bps"]
+    )
+    assert status["upstream_paused_s"] == 0
+    served.engine.context.budget.pause(100.0, now_s=served.engine.context.clock.monotonic_s())
+    assert 90 < (await served.ask(f"{BASE}/status")).json["upstream_paused_s"] <= 105
 
 
 async def test_status_says_who_this_is(served: Served) -> None:

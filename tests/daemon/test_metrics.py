@@ -30,6 +30,7 @@ NAMES = {
     "p2pcache_evictions_total",
     "p2pcache_evicted_bytes_total",
     "p2pcache_peers",
+    "p2pcache_upstream_pauses_total",
     "p2pcache_gateway_requests_total",
     "p2pcache_residency_seconds",
 }

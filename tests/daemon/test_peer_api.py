@@ -19,6 +19,7 @@ import pytest
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.layout import Layout
 from p2pcache.core.messages import Exchange, Hello, SwarmEntry, snapshot_from_json, table_from_json
+from p2pcache.core.planner import PlannerLimits
 from p2pcache.core.verify import digest_of
 from p2pcache.daemon import app, peer_api
 from tests.daemon.conftest import Serve
@@ -173,10 +174,11 @@ async def test_run_in_another_layout_is_409(stocked: Served) -> None:
 async def test_run_that_is_on_its_way_is_425_with_a_time(served: Served, hub: Hub) -> None:
     """Chunks in flight are announced, not missing."""
     hub.set_faults(hang_after_bytes=2 * CHUNK_BYTES, paths=f"{REPO}/pytorch_model.bin")
+    served.engine.context.limits = PlannerLimits(run_bytes_min=1, upstream_requests_inflight_max=4)
     active = await served.engine.start_fetch(REPO, "pytorch_model.bin")
     state = active.fetch.state
     await eventually(lambda: len(state.have) >= 8, "two chunks of each run")
-    held, coming = min(state.have), next(iter(state.intent))
+    held, coming = min(state.have), next(iter(state.machine.intent))
     assert (await served.ask(f"{RUNS}/{held}-{held}", peer=True)).status == 200
     reply = await served.ask(f"{RUNS}/{coming}-{coming}", peer=True)
     assert reply.error == (425, "ChunkNotYet")

@@ -15,18 +15,20 @@ from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from aiohttp import web
 
 from p2pcache.clock import Clock, SystemClock
 from p2pcache.core.credentials import Credentials
 from p2pcache.core.layout import Layout
-from p2pcache.core.planner import UPSTREAM
+from p2pcache.core.planner import UPSTREAM, PlannerLimits
 from p2pcache.core.refs import ModelReference
 from p2pcache.core.snapshot import FileEntry, Snapshot
 from p2pcache.core.verify import verify_chunk
 from p2pcache.daemon.app import make_peer_app
 from p2pcache.discovery.base import Candidate
+from p2pcache.engine.budget import UpstreamBudget
 from p2pcache.engine.cache import Cache
 from p2pcache.engine.context import Context
 from p2pcache.engine.downloads import FINAL_STATES, Downloads, Job, JobOrder
@@ -91,6 +93,7 @@ class Engine:
         seed: int = 0,
         quota_bytes: int | None = None,
         free_floor_bytes: int = 0,
+        **settings: Any,
     ) -> None:
         self.root = root
         self.address = ""
@@ -101,6 +104,8 @@ class Engine:
         self._seed = seed
         self._quota_bytes = quota_bytes
         self._free_floor_bytes = free_floor_bytes
+        # Others of EngineSettings, by its names.
+        self._settings = settings
         self._stack = AsyncExitStack()
 
     async def open(self) -> Engine:
@@ -111,7 +116,9 @@ class Engine:
         index = IndexThread()
         stack.push_async_callback(index.close)
         await index.open(home.index_path)
-        hub = HuggingFaceHub(self._hub_url)
+        upstream_bps = self._settings.get("upstream_limit_bps")
+        budget = UpstreamBudget(self._clock, Random(self._seed), limit_bps=upstream_bps)
+        hub = HuggingFaceHub(self._hub_url, budget)
         hub.open()
         stack.push_async_callback(hub.close)
         pools = [ConnectionPool(allows_private=True, uses_proxy=False) for _ in range(2)]
@@ -125,6 +132,7 @@ class Engine:
             trust_peers=self._trust_peers,
             quota_bytes=self._quota_bytes,
             free_floor_bytes=self._free_floor_bytes,
+            **self._settings,
         )
         self.context = Context(
             settings=settings,
@@ -138,8 +146,11 @@ class Engine:
             upstream_pool=pools[1],
             upstream_is_trusted=self._trusts_upstream,
             random=Random(self._seed),
+            budget=budget,
         )
         stack.callback(self.context.close_threads)
+        # As small as the chunks of these tests: each run is a request of its own.
+        self.context.limits = PlannerLimits(run_bytes_min=1)
         self.cache = Cache(self.context)
         stack.push_async_callback(self.cache.close)
         self.downloads = Downloads(self.cache)

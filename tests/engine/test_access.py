@@ -15,6 +15,7 @@ import pytest
 
 from p2pcache.clock import ManualClock
 from p2pcache.core.credentials import ANONYMOUS, Credentials
+from p2pcache.core.ratelimit import RETRY_AFTER_S_MAX
 from p2pcache.core.refs import ModelReference
 from p2pcache.core.snapshot import Snapshot
 from p2pcache.errors import (
@@ -94,7 +95,9 @@ async def test_public_snapshot_that_was_closed_is_revoked_at_the_next_question(
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 429, 408])
-async def test_hub_that_fails_is_never_a_yes(engine: Engine, hub: Hub, status: int) -> None:
+async def test_hub_that_fails_is_never_a_yes(
+    engine: Engine, hub: Hub, clock: ManualClock, status: int
+) -> None:
     """A hub that cannot serve proves nothing, and nobody gets in."""
     snapshot = await resolve(engine, REPO)
     hub.set_faults(refuse_status=status, routes=["resolve"])
@@ -102,6 +105,7 @@ async def test_hub_that_fails_is_never_a_yes(engine: Engine, hub: Hub, status: i
     with pytest.raises(SourceError):
         await engine.cache.access.check_may_read(snapshot, ANONYMOUS)
     hub.set_faults()
+    clock.advance(2 * RETRY_AFTER_S_MAX)
     assert await engine.cache.access.check_may_read(snapshot, ANONYMOUS)
 
 

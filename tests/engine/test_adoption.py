@@ -237,7 +237,7 @@ async def test_adopt_one_blob_of_many_repositories_is_hashed_once(
 async def test_adopt_twice_finds_everything_present(
     engine: Engine, adoptions: Adoptions, hub: Hub, foreign: ForeignCache
 ) -> None:
-    """What is here is not hashed again; nothing changes."""
+    """Each file is found to be what it was; nothing changes."""
     foreign.add(repository_of(hub))
     await adopt(adoptions, foreign.root)
     links = [path.stat().st_nlink for path in sorted(foreign.root.rglob("blobs/*"))]
@@ -465,6 +465,21 @@ async def test_start_on_what_is_no_cache_is_refused(
     assert rows == []
 
 
+@pytest.mark.parametrize("names", [[], ["model.bin"], ["hub/version.txt"]])
+async def test_start_on_a_folder_without_a_cache_says_so(
+    adoptions: Adoptions, tmp_path: Path, names: list[str]
+) -> None:
+    """Nothing to import is no success; who expects a cache there later says watch."""
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    with pytest.raises(InputError, match=r"No models--\* folders were found in .*; name"):
+        await adoptions.start(AdoptionOrder(folder))
+    assert (await adopt(adoptions, folder, is_watch=True)).state is AdoptionState.DONE
+
+
 async def test_get_unknown_job_is_not_found(adoptions: Adoptions) -> None:
     """Nobody asked for that."""
     with pytest.raises(JobNotFoundError):
@@ -573,6 +588,26 @@ async def test_adopted_file_that_its_owner_changes_is_noticed(
     assert await engine.read(REPO, WEIGHTS_NAME) == WEIGHTS
     assert blob.read_bytes() == changed
     assert not engine.context.store.path_of(sha256_name(WEIGHTS)).samefile(blob)
+
+
+async def test_adopted_file_that_rots_is_named_when_it_is_imported_again(
+    engine: Engine, adoptions: Adoptions, hub: Hub, foreign: ForeignCache
+) -> None:
+    """A damage that left size and time as they were is no reason to call a file present."""
+    foreign.add(repository_of(hub))
+    await adopt(adoptions, foreign.root)
+    blob = foreign.folder_of(repository_of(hub)) / "blobs" / sha256_name(WEIGHTS).hex
+    before = blob.stat()
+    with blob.open("r+b") as file:
+        file.seek(CHUNK_BYTES)
+        file.write(b"rotten")
+    os.utime(blob, ns=(before.st_atime_ns, before.st_mtime_ns))
+    job = await adopt(adoptions, foreign.root)
+    assert job.counts == {"present": len(FILES) - 1}
+    ((path, reason),) = job.list_skipped()
+    assert path.endswith(WEIGHTS_NAME)
+    assert "not what its name says" in reason
+    assert await measure(engine) is State.CORRUPT
 
 
 async def test_adopt_while_it_is_downloaded_leaves_the_download_alone(

@@ -39,7 +39,7 @@ from p2pcache.errors import (
     StoreFullError,
     UpstreamUnreachableError,
 )
-from p2pcache.store.bundle import BundleManifest, bundle_id_of
+from p2pcache.store.bundle import HEAD_SIZE_BYTES, BundleManifest, bundle_id_of
 from tests.engine.archives import (
     export_archive,
     flip,
@@ -497,6 +497,25 @@ async def test_import_goes_on_from_what_a_fetch_left(archive: bytes, other: Engi
     imported = await import_archive(other, archive)
     assert imported.written_bytes == MODEL_BYTES - 2 * CHUNK_BYTES
     assert await other.read(REPO, NAME) == WEIGHTS
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is no bundle"),
+        (b"hello\n", "is no bundle"),
+        (b"\x1f\x8b\x08" + bytes(400), "is no bundle"),
+        (b"PaxHeaders/other" + bytes(900), "is no bundle"),
+        (None, "was cut off"),
+    ],
+)
+async def test_import_of_a_small_file_says_what_it_is_not(
+    archive: bytes, other: Engine, content: bytes | None, said: str
+) -> None:
+    """Only what begins as a bundle can have been cut off."""
+    for length in (10, 511, 512, 600, HEAD_SIZE_BYTES - 1) if content is None else (1000,):
+        with pytest.raises(BundleCorruptError, match=said):
+            await import_archive(other, archive[:length] if content is None else content)
 
 
 async def test_import_keeps_who_gave_each_chunk(archive: bytes, other: Engine) -> None:

@@ -15,8 +15,10 @@ import pytest
 
 from p2pcache.clock import ManualClock
 from p2pcache.core.credentials import ANONYMOUS
+from p2pcache.core.fetchmachine import BUSY_IN_A_ROW_MAX
+from p2pcache.core.transitions import CONSEQUENCES, Consequence, Outcome
 from p2pcache.core.upstream import UpstreamLocation
-from p2pcache.engine import dispatch, fetch
+from p2pcache.engine import fetch
 from p2pcache.errors import (
     IntegrityError,
     NoSourceError,
@@ -126,12 +128,13 @@ async def test_rate_limit_pauses_every_fetch(make_cache: MakeCache, hub: Hub) ->
     first = await engine.start_fetch(REPO, "config.json")
     await hub.wait_for(lambda stats: stats.statuses["resolve 429"] > 0)
     await eventually(lambda: engine.context.budget.paused_until_s > 0, "the pause")
-    assert engine.context.budget.paused_until_s == clock.monotonic_s() + 30
+    assert 30 <= engine.context.budget.paused_until_s - clock.monotonic_s() <= 33
     asked = hub.stats.requests_total
     second = await engine.start_fetch(REPO, NAME)
     await asyncio.sleep(0.3)
     assert hub.stats.requests_total == asked
-    clock.advance(30)
+    # Past the first moments as well, in which requests begin one by one.
+    clock.advance(36)
     await asyncio.gather(first.result(), second.result())
     assert is_published(engine)
 
@@ -319,11 +322,27 @@ async def test_peer_that_vanishes_midway_is_replaced(
     await active.result()
     assert is_published(engine)
     counts = active.fetch.state.bytes_from
-    assert counts["peer"] == 4 * CHUNK_BYTES
+    assert counts["peer"] >= 2 * CHUNK_BYTES
     assert counts["peer"] + counts["upstream"] == len(WEIGHTS)
 
 
-@pytest.mark.parametrize("status", [404, 409, 425, 500, 503])
+@pytest.mark.parametrize("status", [425, 503])
+async def test_peer_that_is_busy_for_ever_is_believed_for_a_while(
+    engine: Engine, hub: Hub, make_peer: MakePeer, status: int
+) -> None:
+    """A busy seeder does not send everybody to the hub at once; one that lies holds up nobody."""
+    peer = await make_peer(WEIGHTS)
+    peer.run_status = status
+    await engine.meet(peer.address)
+    await fetch_weights(engine)
+    assert is_published(engine)
+    inflight_max = engine.context.limits.peer_requests_inflight_max
+    assert inflight_max < len(peer.runs) <= BUSY_IN_A_ROW_MAX + inflight_max
+    assert hub.stats.path_bytes[KEY] == len(WEIGHTS)
+    assert list(engine.cache.swarm.iter_up())
+
+
+@pytest.mark.parametrize("status", [404, 409, 500])
 async def test_peer_that_claims_all_and_gives_nothing_is_paused(
     engine: Engine, hub: Hub, make_peer: MakePeer, status: int
 ) -> None:
@@ -342,7 +361,8 @@ async def test_peer_that_breaks_the_protocol_thrice_is_banned(
     engine: Engine, make_peer: MakePeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A peer that announces other lengths than chunks have is banned after three faults."""
-    monkeypatch.setattr(dispatch, "PEER_PAUSE_S", 0.0)
+    at_once = Consequence(fault="protocol")
+    monkeypatch.setitem(CONSEQUENCES, Outcome.PROTOCOL, at_once)
     peer = await make_peer(WEIGHTS)
     peer.tamper = lambda _, chunk: chunk[:-1]
     await engine.meet(peer.address)
@@ -441,7 +461,7 @@ async def test_hub_away_and_peers_that_give_nothing_ends_with_no_source(
     active = await engine.cache.fetches.start(snapshot, entry, ANONYMOUS, is_public=True)
     now_s = engine.context.clock.monotonic_s()
     for number in range(5):
-        active.fetch.state.patience.note_failure(hub_error, now_s=now_s + 10 * number)
+        active.fetch.state.machine.patience.note_failure(hub_error, now_s=now_s + 10 * number)
     with pytest.raises((NoSourceError, UpstreamUnreachableError)):
         await active.result()
     assert peer.runs == []

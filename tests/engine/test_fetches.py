@@ -179,10 +179,10 @@ async def test_peer_gets_chunks_that_are_here_and_is_told_of_those_on_their_way(
     content = os.pread(run.fd, run.length, run.offset)
     os.close(run.fd)
     assert content == WEIGHTS[held * CHUNK_BYTES : (held + 1) * CHUNK_BYTES]
-    coming = next(iter(state.intent))
+    coming = next(iter(state.machine.intent))
     with pytest.raises(ChunkNotYetError):
         await engine.cache.open_run(BLOB, coming, coming, None)
-    state.intent.discard(coming)
+    state.machine.intent.discard(coming)
     with pytest.raises(BlobNotFoundError):
         await engine.cache.open_run(BLOB, coming, coming, None)
     table = await engine.cache.get_table(BLOB)

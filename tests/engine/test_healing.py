@@ -9,12 +9,14 @@ Source: engine/healing.py.
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from p2pcache.core.digest import BlobDigest
-from p2pcache.core.refs import RepoId, SnapshotId
+from p2pcache.core.refs import ModelReference, RepoId, SnapshotId
+from p2pcache.core.residency import State
 from p2pcache.engine.checkup import CheckOrder, CheckRun, CheckupState
 from p2pcache.engine.healing import LOST_DETAIL, RESTRICTED_DETAIL
 from p2pcache.store.damages import Damage, DamageState
@@ -223,3 +225,22 @@ async def test_stop_while_it_heals_ends_the_check(pulled: Engine, hub: Hub) -> N
     await eventually(
         lambda: find_damage(pulled).state is DamageState.HEALED, "the file is healed all the same"
     )
+
+
+async def test_damaged_model_is_corrupt_until_it_is_healed(pulled: Engine) -> None:
+    """Not partial: something was here, and rotted; when all is whole again it says since when."""
+    row = await pulled.cache.librarian.find_cached(ModelReference.parse(REPO))
+    assert row is not None
+    files = list(row.snapshot.files)
+    before = await pulled.cache.measure(files)
+    assert before.state is State.RESIDENT
+    assert before.verified_wall_s == pytest.approx(time.time(), abs=60)
+    flip_byte(path_of(pulled, BLOB), CHUNK_BYTES + 1)
+    await check(pulled, is_repair=False)
+    damaged = await pulled.cache.measure(files)
+    assert (damaged.state, damaged.verified_wall_s) == (State.CORRUPT, None)
+    assert damaged.bytes_missing == CHUNK_BYTES
+    await check(pulled, is_repair=True)
+    await eventually(lambda: not pulled.cache.checkup.healer.is_damaged(BLOB), "healed")
+    healed = await pulled.cache.measure(files)
+    assert healed.state is State.RESIDENT

@@ -184,7 +184,7 @@ async def test_hub_that_asks_to_slow_down_holds_every_request_of_ours(
     task = asyncio.create_task(fetch_base(engine))
     await eventually(lambda: engine.context.budget.paused_until_s > 0, "the pause")
     left_s = engine.context.budget.paused_until_s - engine.context.clock.monotonic_s()
-    assert 25 < left_s <= 30
+    assert 25 < left_s <= 33
     asked = hub.stats.requests_total
     await asyncio.sleep(0.7)
     assert hub.stats.requests_total == asked

@@ -195,7 +195,7 @@ async def test_body_does_not_begin_while_an_untrusted_run_is_under_way(
     active = await engine.start_fetch(REPO, NAME)
     await eventually(lambda: peer.runs, "a run from the peer")
     state = active.fetch.state
-    state.paused_until_s[peer.peer_id] = engine.context.clock.monotonic_s() + 60
+    state.machine.resting_until_s[peer.peer_id] = engine.context.clock.monotonic_s() + 60
     assert not active.fetch.may_stream()
     await peer.stop()
     await active.result()
@@ -214,7 +214,7 @@ async def test_reader_that_is_closed_leaves_nothing_behind(engine: Engine, hub: 
     for _ in range(2):
         body._reader.close()
     assert active.fetch.state.streaming_count == 0
-    assert active.fetch.state.readers == {}
+    assert active.fetch.state.machine.readers == {}
     hub.set_faults()
     await active.result()
     await eventually(

@@ -880,3 +880,56 @@ async def test_eviction_that_is_killed_at_any_name_leaves_nothing_that_gc_does_n
             break
         await engine.close()
     assert 8 < count < 100
+
+
+# --- whether something would fit ---
+
+
+async def fits(engine: Engine, repo: str) -> bool:
+    """Ask whether `main` of a repository would fit."""
+    row = await engine.cache.librarian.find_cached(ModelReference.parse(repo))
+    assert row is not None
+    return await engine.cache.space.rooms.fits(row.snapshot.id, row.snapshot.files)
+
+
+async def test_fits_counts_the_quota_and_what_eviction_could_free(
+    make_cache: MakeCache, hub: Hub
+) -> None:
+    """What may go makes room, what is pinned does not; nothing goes for the question."""
+    engine = await make_cache(quota_bytes=ONE_AND_A_HALF)
+    await pull(engine, A)
+    await engine.find(B, "config.json")
+    before = list_files(engine)
+    assert await fits(engine, B)
+    assert await fits(engine, A)
+    assert list_files(engine) == before
+    await pin(engine, A)
+    engine.cache.space.rooms._seen = None
+    assert not await fits(engine, B)
+    assert await fits(engine, A)
+
+
+async def test_fits_knows_more_than_the_disk_has(make_cache: MakeCache, hub: Hub) -> None:
+    """A model that is larger than the quota never fits, however much is free."""
+    engine = await make_cache(quota_bytes=MODEL_BYTES // 2)
+    await engine.find(A, "config.json")
+    assert not await fits(engine, A)
+
+
+async def test_fits_looks_at_the_store_now_and_then(
+    make_cache: MakeCache, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A poll of a tight store does not walk over it each time."""
+    engine = await make_cache(quota_bytes=ONE_AND_A_HALF)
+    await pull(engine, A)
+    await engine.find(B, "config.json")
+    looks: list[bool] = []
+    real = engine.cache.space.evictor.survey
+
+    async def survey(**options: bool) -> object:
+        looks.append(True)
+        return await real(**options)
+
+    monkeypatch.setattr(engine.cache.space.evictor, "survey", survey)
+    assert [await fits(engine, B) for _ in range(3)] == [True] * 3
+    assert len(looks) == 1

@@ -19,9 +19,21 @@ from random import Random
 from tests.faults import fill, powercut, probe
 from tests.faults.case import Bay, Case
 from tests.faults.disk import Disk
-from tests.faults.seam import AT_POINTS, CALLS, CHANGES, READS, WRITES, Action, Group, Plan
+from tests.faults.seam import (
+    AT_POINTS,
+    CALLS,
+    CHANGES,
+    LOOKS,
+    READS,
+    WRITES,
+    Action,
+    Group,
+    Plan,
+)
 
 ERRNOS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EROFS)
+# What listing a folder can meet, without anything being wrong with what is in it.
+LOOK_ERRNOS = (errno.EIO, errno.EMFILE)
 # Threads make the number of points vary a little: more than were counted are tried.
 POINTS_SLACK = 8
 # Above, an operation finds all the room that it wants; in units of 4 KiB.
@@ -123,6 +135,11 @@ def _plan_reads(sites: Sequence[str], _: Random) -> Iterator[Plan]:
         yield Plan(Action.ERROR, at, errno.EIO, READS)
 
 
+def _plan_looks(sites: Sequence[str], _: Random) -> Iterator[Plan]:
+    for number, at in itertools.product(LOOK_ERRNOS, range(1, len(sites) + POINTS_SLACK + 1)):
+        yield Plan(Action.ERROR, at, number, LOOKS)
+
+
 def _plan_syncs(_: Sequence[str], __: Random) -> Iterator[Plan]:
     for number, at in itertools.product(ERRNOS, range(1, SYNCS_MAX + 1)):
         yield Plan(Action.SYNC, at, number)
@@ -188,6 +205,9 @@ def _list_classes() -> list[FaultClass]:
         ),
         FaultClass("shorts", "short write", plain, WRITES, _plan_shorts, _open_folder),
         FaultClass("reads", "n-th read fails", plain, READS, _plan_reads, _open_folder),
+        FaultClass(
+            "looks", "n-th look at a folder or link fails", plain, LOOKS, _plan_looks, _open_folder
+        ),
         FaultClass(
             "syncs",
             "n-th sync of the index fails",

@@ -46,6 +46,8 @@ class Group(StrEnum):
     WRITE = "write"
     OPEN = "open"
     READ = "read"
+    # Listing a folder, and looking where a link leads.
+    LOOK = "look"
 
 
 # Which points a plan counts. A kill before a read is a kill before the next change.
@@ -53,7 +55,8 @@ CHANGES = frozenset({Group.CHANGE, Group.WRITE})
 CALLS = CHANGES | {Group.OPEN}
 WRITES = frozenset({Group.WRITE})
 READS = frozenset({Group.READ})
-EVERYTHING = CALLS | READS
+LOOKS = frozenset({Group.LOOK})
+EVERYTHING = CALLS | READS | LOOKS
 
 
 class Action(StrEnum):
@@ -111,6 +114,7 @@ _SHAPES: dict[str, _Shape] = {
     **dict.fromkeys(("write", "pwrite", "writev", "pwritev"), _Shape(Group.WRITE, fds=(0,))),
     "copy_file_range": _Shape(Group.WRITE, fds=(1,)),
     **dict.fromkeys(("read", "pread", "readv", "preadv"), _Shape(Group.READ, fds=(0,))),
+    **dict.fromkeys(("scandir", "listdir", "readlink"), _Shape(Group.LOOK, paths=(0,))),
 }
 _SYNCS = ("fsync", "fdatasync")
 

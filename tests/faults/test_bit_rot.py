@@ -134,7 +134,7 @@ def test_bit_rot_that_is_not_repaired_is_set_aside_and_healed_by_the_next_pull(
     compare(answer, injected)
     assert {row["state"] for row in answer["damaged"]} == {"quarantined"}
     assert set(truth.find_wrong(rotten.store)) == set(injected.chunks)
-    assert rotten.client.residency(MODEL)["state"] == "partial"
+    assert rotten.client.residency(MODEL)["state"] == "corrupt"
     result = rotten.pull(MODEL)
     assert result.returncode == 0, result.stderr
     folder = Path(result.stdout.splitlines()[-1])

@@ -18,6 +18,7 @@ from pathlib import Path
 from tests.hub.catalog import load_directory
 from tests.hub.content import LFS_THRESHOLD_BYTES
 from tests.hub.faults import Faults
+from tests.hub.listener import HOST
 from tests.hub.server import Hub
 from tests.hub.state import PAGE_SIZE
 
@@ -30,6 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, required=True, help=LAYOUT)
     parser.add_argument("--port", type=int, default=0, help="hub port, 0 for any")
     parser.add_argument("--cdn-port", type=int, default=0, help="storage port, 0 for any")
+    parser.add_argument("--host", default=HOST, help="address of both, loopback by default")
     parser.add_argument("--rate", type=int, help="bytes per second over all connections")
     parser.add_argument("--page-size", type=int, default=PAGE_SIZE, help="entries per page")
     parser.add_argument("--lfs-threshold", type=int, default=LFS_THRESHOLD_BYTES)
@@ -64,6 +66,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         port=arguments.port,
         cdn_port=arguments.cdn_port,
         tls=tls,
+        host=arguments.host,
     )
     hub.set_faults(**arguments.faults)
     ended = asyncio.Event()

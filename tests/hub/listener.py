@@ -1,8 +1,8 @@
 """
-Owns one loopback port: opening it, closing it, cutting its connections.
+Owns one port: opening it, closing it, cutting its connections.
 
 Knows nothing of what is answered.
-Invariants: once known, the port never changes; 127.0.0.1 only.
+Invariants: once known, the port never changes; 127.0.0.1 unless told another address.
 Source: aiohttp's application runner.
 """
 
@@ -21,7 +21,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Decorator = Callable[[web.Request, web.StreamResponse], Awaitable[None]]
 
 
-class LoopbackListener:
+class PortListener:
     """One port where a handler answers every request."""
 
     def __init__(
@@ -30,7 +30,9 @@ class LoopbackListener:
         decorate: Decorator,
         port: int,
         tls: ssl.SSLContext | None = None,
+        host: str = HOST,
     ) -> None:
+        self._host = host
         self._tls = tls
         self._handler = handler
         self._decorate = decorate
@@ -49,7 +51,9 @@ class LoopbackListener:
             shutdown_timeout=SHUTDOWN_TIMEOUT_S,
         )
         await runner.setup()
-        site = web.TCPSite(runner, HOST, self._port, reuse_address=True, ssl_context=self._tls)
+        site = web.TCPSite(
+            runner, self._host, self._port, reuse_address=True, ssl_context=self._tls
+        )
         await site.start()
         self._port = runner.addresses[0][1]
         self._runner = runner

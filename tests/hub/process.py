@@ -42,9 +42,12 @@ class HubProcess:
         tokens: Iterable[str] = (),
         tls: Path | None = None,
         prefix: Iterable[str] = (),
+        host: str | None = None,
     ) -> None:
         self._command = [*prefix, sys.executable, "-m", "tests.hub", "--dir", str(directory)]
         self._command += ["--port", str(port), "--cdn-port", str(cdn_port)]
+        if host is not None:
+            self._command += ["--host", host]
         if rate_bytes_per_s is not None:
             self._command += ["--rate", str(rate_bytes_per_s)]
         if page_size is not None:
@@ -59,6 +62,12 @@ class HubProcess:
         self.url = ""
         self.cdn_url = ""
         self.control_url = ""
+
+    @property
+    def pid(self) -> int:
+        """Return the process id."""
+        assert self._child is not None, "start() comes first"
+        return self._child.pid
 
     def start(self) -> None:
         """

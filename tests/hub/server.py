@@ -1,8 +1,8 @@
 """
-Owns the running hub: three loopback listeners (hub, CDN, control) and the way of each request.
+Owns the running hub: three listeners (hub, CDN, control) and the way of each request.
 
 Knows nothing of how single routes answer.
-Invariants: listens on 127.0.0.1 only; ports stay the same while the hub lives.
+Invariants: listens on 127.0.0.1 unless told another address; a port stays while the hub lives.
 Source: tests/hub modules; every answer carries X-Request-Id and the RateLimit headers.
 """
 
@@ -22,7 +22,7 @@ from tests.hub.answers import RefusalError, error_answer
 from tests.hub.catalog import Catalog
 from tests.hub.control import PREFIX, answer_control
 from tests.hub.faults import Faults, FaultState
-from tests.hub.listener import HOST, LoopbackListener
+from tests.hub.listener import HOST, PortListener
 from tests.hub.repository import Repository
 from tests.hub.state import PAGE_SIZE, PAGE_SIZE_EXPANDED, Call, HubState
 from tests.hub.stats import Listener, RecordedRequest, Stats
@@ -72,6 +72,7 @@ class Hub:
         port: int = 0,
         cdn_port: int = 0,
         tls: ssl.SSLContext | None = None,
+        host: str = HOST,
     ) -> None:
         """
         Prepare a hub; nothing listens yet.
@@ -80,14 +81,16 @@ class Hub:
             tls: Speak https with it, on the hub's and the storage's port.
             tokens: Tokens that are valid though no repository allows them in particular.
             faults: What set_faults() goes back to.
+            host: Where the hub and the storage listen; control stays on loopback.
         """
         state = FaultState(faults or Faults())
         catalog = Catalog(repositories, tokens)
         self.state = HubState(catalog, state, page_size, page_size_expanded)
         self._scheme = "http" if tls is None else "https"
-        self._hub = LoopbackListener(self._answer_hub, self._decorate, port, tls)
-        self._cdn = LoopbackListener(self._answer_cdn, self._decorate, cdn_port, tls)
-        self._control = LoopbackListener(self._answer_control, self._decorate, 0)
+        self._host = host
+        self._hub = PortListener(self._answer_hub, self._decorate, port, tls, host)
+        self._cdn = PortListener(self._answer_cdn, self._decorate, cdn_port, tls, host)
+        self._control = PortListener(self._answer_control, self._decorate, 0)
 
     @property
     def url(self) -> str:
@@ -129,8 +132,8 @@ class Hub:
 
     async def start(self) -> None:
         """Listen; the addresses are known from now on."""
-        self.state.hub_url = f"{self._scheme}://{HOST}:{await self._hub.start()}"
-        self.state.cdn_url = f"{self._scheme}://{HOST}:{await self._cdn.start()}"
+        self.state.hub_url = f"{self._scheme}://{self._host}:{await self._hub.start()}"
+        self.state.cdn_url = f"{self._scheme}://{self._host}:{await self._cdn.start()}"
         self.state.control_url = f"http://{HOST}:{await self._control.start()}"
 
     async def stop(self) -> None:
@@ -195,6 +198,8 @@ class Hub:
         record = stats.open_request(
             listener, request.method, target.route, request.raw_path, dict(request.headers)
         )
+        if request.transport is not None:
+            record.client_port = request.transport.get_extra_info("peername")[1]
         request[RECORD] = record
         call = Call(self.state, request, target, record)
         try:

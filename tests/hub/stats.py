@@ -26,6 +26,7 @@ class RecordedRequest:
         headers: Lower-cased names; the value of authorization is only `<present>`.
         key: `repo/path` of the file that was sent, or empty.
         is_finished: Whether the handler has ended.
+        client_port: Whence it came: tells several clients on one machine apart.
     """
 
     listener: Listener
@@ -37,6 +38,7 @@ class RecordedRequest:
     body_bytes: int = 0
     key: str = ""
     is_finished: bool = False
+    client_port: int = 0
 
 
 @dataclass

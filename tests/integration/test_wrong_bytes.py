@@ -176,7 +176,10 @@ def test_partial_damaged_between_two_runs_is_found_before_a_reader_sees_it(
         daemon = make_daemon("a", upstream=hub.url).start()
         daemon.client.pull(MODEL, include=["model.safetensors"])
         size = 4 * 1024 * 1024
-        wait_until(lambda: hub.stats()["body_bytes"] > 40_000_000, "ten chunks")
+        wait_until(
+            lambda: hub.stats()["body_bytes"] > 65_000_000,
+            "ten chunks, and a second for their record",
+        )
         daemon.kill()
         partial = next(p for p in (daemon.store / "partial").iterdir() if not p.suffix)
         held = partial.read_bytes()

@@ -294,3 +294,28 @@ def test_bloblist_chunk_that_occurs_everywhere_is_looked_up_once(
     found = blobs.find_twins(make_table(wanted, wanted.layout), range(51))
     assert [place.chunk_index for place in found] == list(range(50))
     assert len(asked) == 2
+
+
+def test_bloblist_refuted_blobs_are_remembered_until_their_time(blobs: BlobList) -> None:
+    """The latest word on each counts."""
+    blobs.put_refuted(FIRST.blob, 5.0)
+    blobs.put_refuted(FIRST.blob, 9.0)
+    assert blobs.list_refuted() == [(FIRST.blob, 9.0)]
+
+
+def test_bloblist_becomes_public_checked_and_adopted_row_by_row(blobs: BlobList) -> None:
+    """Each word changes its own column, of its own row."""
+    for sample in (FIRST, SECOND):
+        blobs.put(make_row(sample, is_public=False))
+    blobs.set_public(FIRST.blob)
+    blobs.set_checked(FIRST.blob, 2, 8.0)
+    blobs.set_adopted(FIRST.blob, is_adopted=True)
+    found, other = blobs.find(FIRST.blob), blobs.find(SECOND.blob)
+    assert found is not None
+    assert other is not None
+    assert (found.is_public, found.checked_chunks, found.verified_wall_s, found.is_adopted) == (
+        True, 2, 8.0, True,
+    )  # fmt: skip
+    assert (other.is_public, other.checked_chunks, other.verified_wall_s, other.is_adopted) == (
+        False, 0, 1.5, False,
+    )  # fmt: skip

@@ -318,3 +318,41 @@ def test_open_partial_of_an_empty_blob_can_be_published(store: FileBlobStore) ->
     partial = store.open_partial(empty.blob, Layout(0))
     assert store.publish(partial, empty.proof(), is_public=True).size_bytes == 0
     partial.close()
+
+
+def fail(*_: object, **__: object) -> Any:
+    """A system call on a disk that fails."""
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_blobs_mode_that_a_disk_does_not_take_is_a_store_error(
+    store: FileBlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who may read a file is not left in doubt."""
+    publish(store)
+    monkeypatch.setattr(os, "fchmod", fail)
+    monkeypatch.setattr(os, "chmod", fail)
+    with pytest.raises(StoreError):
+        store.set_restricted(SAMPLE.blob)
+    with pytest.raises(StoreError):
+        store.claim_foreign(SAMPLE.blob, is_public=True)
+    assert store.is_world_readable(SAMPLE.blob)
+
+
+def test_blobs_link_that_cannot_be_read_now_is_not_passed_over(
+    store: FileBlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is referred to would lose its row, and its snapshot with it."""
+    target = tmp_path / "elsewhere"
+    target.write_bytes(SAMPLE.content)
+    path = store.path_of(SAMPLE.blob)
+    path.parent.mkdir()
+    path.symlink_to(target)
+    assert [blob for blob, _ in store.iter_blobs()] == [SAMPLE.blob]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "readlink", fail)
+        with pytest.raises(StoreError):
+            list(store.iter_blobs())
+    path.unlink()
+    path.symlink_to("relative")
+    assert list(store.iter_blobs()) == []

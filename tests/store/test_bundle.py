@@ -429,3 +429,15 @@ def test_blob_names_are_built_from_parsed_digests_alone() -> None:
     for name in names:
         _, algorithm, digits = name.split("/")
         BlobDigest.parse(f"{algorithm}:{digits}")
+
+
+def test_manifest_with_other_blobs_than_files_is_refused_before_either_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """60,000 files without a blob cost a count, not a parse."""
+    message = json.loads(MANIFEST.to_bytes())
+    message["blobs"] = []
+    monkeypatch.setattr(bundle, "snapshot_from_json", pytest.fail)
+    raw = json.dumps(message, separators=(",", ":")).encode() + b"\n"
+    with pytest.raises(BundleCorruptError, match="has 0 blobs for files of"):
+        BundleManifest.from_bytes(raw)

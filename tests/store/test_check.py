@@ -267,3 +267,21 @@ def test_check_follows_boundaries_of_the_table(store: FileBlobStore, sample: Sam
     with walking(store, sample, table) as walk:
         walk_through(walk)
         assert walk.bad == [0, 2, 3]
+
+
+def test_check_of_an_unreadable_file_of_which_nothing_is_known_ends(
+    tmp_path: Path, sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even its head says how it is cut: no chunk of it is right, and nothing is raised."""
+    store = FileBlobStore(tmp_path / "store")
+    publish(store, sample)
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    for name in ("pread", "preadv"):
+        monkeypatch.setattr(os, name, fail)
+    with walking(store, sample, None) as walk:
+        walk_through(walk)
+        assert not walk.is_right
+        assert walk.bad == [0]

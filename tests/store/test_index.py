@@ -243,3 +243,18 @@ def test_index_error_of_sqlite_is_translated(path: Path, code: int, kind: type[S
     error = sqlite3.DatabaseError("said SQLite")
     error.sqlite_errorcode = code
     assert type(translate_error(error, path)) is kind
+
+
+def test_index_that_cannot_be_set_aside_is_a_store_error(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A damaged index stays where it is, and the start says why it fails."""
+    path.write_bytes(b"no database" * 100)
+
+    def fail(*_: object) -> Path:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(StoreError, match="disk failed"):
+        Index(path)
+    assert path.read_bytes().startswith(b"no database")

@@ -8,6 +8,7 @@ Source: store/lock.py.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -315,6 +316,79 @@ def test_lock_taken_over_by_two_at_once_goes_to_one(
     with pytest.raises(StoreLockedError):
         mine.acquire()
     assert (tmp_path / MARKER_NAME).read_bytes() == fresh
+
+
+def test_lock_taken_over_by_three_at_once_goes_to_one(
+    tmp_path: Path, no_flock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One looked at the stale marker, was overtaken, and must not let a third one in."""
+    stale = replace(Owner.current(), machine="aa" * 16, boot="1-2-3").to_bytes()
+    (tmp_path / MARKER_NAME).write_bytes(stale)
+    here = replace(Owner.current(), machine="aa" * 16)
+    monkeypatch.setattr(Owner, "current", lambda: here)
+    first, second, third = (StoreLock(tmp_path) for _ in range(3))
+    real_read, real_rename = StoreLock._read_marker, Path.rename
+
+    def read_and_be_late(self: StoreLock) -> bytes | None:
+        seen = real_read(self)
+        if self is second and not first.is_held:
+            first.acquire()
+        return seen
+
+    def rename_and_let_in(self: Path, target: Path) -> Path:
+        moved = real_rename(self, target)
+        if self.name == MARKER_NAME:
+            third.acquire()
+        return moved
+
+    monkeypatch.setattr(StoreLock, "_read_marker", read_and_be_late)
+    monkeypatch.setattr(Path, "rename", rename_and_let_in)
+    with pytest.raises(StoreLockedError):
+        second.acquire()
+    with contextlib.suppress(StoreLockedError):
+        third.acquire()
+    assert [first.is_held, second.is_held, third.is_held] == [True, False, False]
+    first.release()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK_NAME]
+
+
+@pytest.mark.parametrize("died_count", [1, 2])
+def test_lock_whose_takeover_died_is_taken_over(
+    tmp_path: Path, no_flock: None, monkeypatch: pytest.MonkeyPatch, died_count: int
+) -> None:
+    """Who was killed while it took over is replaced in turn; one that lives is waited for."""
+    here = replace(Owner.current(), machine="aa" * 16)
+    dead = [replace(here, started=str(number)).to_bytes() for number in range(1, 4)]
+    (tmp_path / MARKER_NAME).write_bytes(dead[0])
+    for number in range(died_count):
+        monkeypatch.setattr(Owner, "current", lambda n=number: Owner.parse(dead[n + 1]))
+        StoreLock(tmp_path)._claim(dead[0])
+    monkeypatch.setattr(Owner, "current", lambda: here)
+    claims = StoreLock(tmp_path)._claim(dead[0])
+    with pytest.raises(StoreLockedError, match="just taking"):
+        StoreLock(tmp_path).acquire()
+    claims[-1].unlink()
+    mine = StoreLock(tmp_path)
+    mine.acquire()
+    assert marker_of(tmp_path) == here
+    mine.release()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LOCK_NAME]
+
+
+def test_lock_whose_takeovers_all_died_is_for_somebody_to_look_at(
+    tmp_path: Path, no_flock: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chain that never ends is no race; the sentence names the files."""
+    here = replace(Owner.current(), machine="aa" * 16)
+    seen = replace(here, started="1").to_bytes()
+    (tmp_path / MARKER_NAME).write_bytes(seen)
+    for number in range(2, 2 + lock._CLAIMS_MAX):
+        dead = replace(here, started=str(number))
+        monkeypatch.setattr(Owner, "current", lambda dead=dead: dead)
+        StoreLock(tmp_path)._claim(seen)
+    monkeypatch.setattr(Owner, "current", lambda: here)
+    with pytest.raises(StoreLockedError, match=r"delete .*\.0\.new"):
+        StoreLock(tmp_path).acquire()
 
 
 def test_lock_of_a_home_is_given_back_when_it_cannot_be_opened(

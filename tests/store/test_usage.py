@@ -133,6 +133,7 @@ def test_disk_that_fails_is_an_error_of_the_store(
 
     with monkeypatch.context() as patch:
         patch.setattr("pathlib.Path.lstat", fail)
+        patch.setattr(os, "scandir", fail)
         for work in (measure_blobs, lambda s: measure_partials(s, 0.0)):
             with pytest.raises(StoreError, match="disk failed"):
                 work(store)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from p2pcache.core.layout import CHUNK_SIZE_BYTES
 from p2pcache.core.verify import VerifiedChunk
 from p2pcache.transfer.base import RunCancelled
 
@@ -26,6 +27,7 @@ class RecordingSink:
     prefixes: dict[int, bytes] = field(default_factory=dict)
     prefix_calls: list[tuple[int, int, int]] = field(default_factory=list)
     received_bytes: int = 0
+    piece_bytes_max: int = CHUNK_SIZE_BYTES
 
     def deliver(self, chunk: VerifiedChunk) -> None:
         """Copy a chunk, or fail as a disk does."""

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from p2pcache.core.layout import CHUNK_SIZE_BYTES
 from p2pcache.errors import UpstreamProtocolError
 from p2pcache.transfer import connection
 from p2pcache.transfer.connection import (
@@ -94,6 +95,60 @@ def test_pool_body_that_ends_early_is_a_body_error(server: RawServer, pool: Conn
     exchange.fail()
 
 
+def test_exchange_returns_what_came_when_the_line_pauses(
+    server: RawServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow line is counted bit by bit; one that says nothing more ends as silent."""
+    monkeypatch.setattr(connection, "SILENCE_S_MAX", 0.2)
+    body = bytes(range(250)) * 400
+    server.answer = lambda _: Reply(body=body, headers={"Content-Length": "200000"})
+    exchange = pool.request(server.url, {})
+    view = memoryview(bytearray(200_000))
+    arrived = 0
+    while arrived < len(body):
+        arrived += exchange.read_some(view[arrived:])
+    assert view[:arrived] == body
+    with pytest.raises(TimeoutError):
+        exchange.read_some(view[arrived:])
+    exchange.fail()
+
+
+def test_exchange_of_a_long_body_needs_few_reads(server: RawServer, pool: ConnectionPool) -> None:
+    """What arrives without a pause is one read, but for what came with the head."""
+    body = bytes(CHUNK_SIZE_BYTES)
+    server.answer = lambda _: Reply(body=body)
+    exchange = pool.request(server.url, {})
+    view = memoryview(bytearray(len(body)))
+    counts = [exchange.read_some(view)]
+    while sum(counts) < len(body):
+        counts.append(exchange.read_some(view[sum(counts) :]))
+    assert len(counts) < len(body) // (64 * 1024)
+    exchange.finish()
+    assert say_hello(server, pool) == b"hello"
+    assert server.connection_count == 1
+
+
+def say_hello(server: RawServer, pool: ConnectionPool) -> bytes:
+    """Have the server say hello again."""
+    server.answer = lambda _: Reply(body=b"hello")
+    return read_and_finish(pool.request(server.url, {}))
+
+
+def test_exchange_after_a_long_body_still_times_out_its_head(
+    server: RawServer, pool: ConnectionPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection whose body the kernel waited for is an ordinary one again."""
+    monkeypatch.setattr(connection, "SILENCE_S_MAX", 0.2)
+    server.answer = lambda _: Reply(body=bytes(100_000))
+    exchange = pool.request(server.url, {})
+    exchange.read_into(memoryview(bytearray(100_000)))
+    exchange.finish()
+    server.answer = lambda _: Reply(is_silent=True)
+    with pytest.raises(TimeoutError):
+        pool.request(server.url, {})
+    assert server.connection_count == 1
+
+
 def test_pool_stale_connections_are_all_replaced(server: RawServer, pool: ConnectionPool) -> None:
     """However many kept connections the other side closed, the request goes through."""
     server.answer = lambda _: Reply(body=b"hello", closes=True)
@@ -124,6 +179,20 @@ def test_pool_address_that_is_none_is_refused(pool: ConnectionPool, url: str) ->
 
 
 # --- lines ---
+
+
+def test_line_cut_ends_a_body_that_stopped(server: RawServer, pool: ConnectionPool) -> None:
+    """A thread that waits in the kernel for the rest of a chunk goes on at once."""
+    server.answer = lambda _: Reply(body=bytes(50_000), headers={"Content-Length": "90000"})
+    line = Line(pool)
+    exchange = line.request(server.url, {})
+    view = memoryview(bytearray(90_000))
+    exchange.read_into(view[:50_000])
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(exchange.read_some, view[50_000:])
+        line.cut()
+        assert isinstance(waiting.exception(connection.SILENCE_S_MAX / 2), BodyError)
+    exchange.fail()
 
 
 def test_line_cut_ends_what_waits_and_refuses_what_comes(

@@ -17,6 +17,7 @@ from p2pcache.core.planner import RunRequest
 from p2pcache.errors import (
     ChunkMismatchError,
     P2PCacheError,
+    PeerBusyError,
     PeerDamagedError,
     PeerProtocolError,
     PeerRefusedError,
@@ -138,7 +139,7 @@ def test_peer_head_against_the_protocol_is_refused_unread(
     assert (sink.order, sink.received_bytes) == ([], 0)
 
 
-@pytest.mark.parametrize("status", [204, 206, 302, 404, 409, 425, 429, 500, 503])
+@pytest.mark.parametrize("status", [204, 206, 302, 404, 409, 500])
 def test_peer_other_status_is_a_refusal(
     source: PeerSource, peer: RawServer, sample: Sample, status: int
 ) -> None:
@@ -146,6 +147,15 @@ def test_peer_other_status_is_a_refusal(
     bend(peer, sample, lambda _: Reply(status, {"Location": f"{peer.url}/elsewhere"}))
     fetch_failing(source, sample, PeerRefusedError)
     assert len(peer.requests) == 1
+
+
+@pytest.mark.parametrize("status", [425, 429, 503])
+def test_peer_that_is_busy_is_told_apart(
+    source: PeerSource, peer: RawServer, sample: Sample, status: int
+) -> None:
+    """Not now is not never."""
+    bend(peer, sample, lambda _: Reply(status))
+    fetch_failing(source, sample, PeerBusyError)
 
 
 def test_peer_that_found_damage_says_so(

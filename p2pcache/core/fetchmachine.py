@@ -1,0 +1,577 @@
+"""
+Owns one blob's way here as a state machine: events in, actions out.
+
+Knows nothing of tasks, threads, sockets or clocks: the daemon and the simulator both drive it.
+Invariants: a chunk that is held is never asked for; none is asked of more than two sources; what
+is in flight is what was asked and has not ended; chunks change state by transitions.py alone.
+Source: design.md §6; docs/explanation/scheduling.md.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from p2pcache.core.bitfield import Bitfield
+from p2pcache.core.digest import BlobDigest
+from p2pcache.core.fetchevents import (
+    Accuse,
+    Action,
+    Ask,
+    Cancel,
+    ChunksForgotten,
+    ChunkStored,
+    Event,
+    Look,
+    RunEnded,
+)
+from p2pcache.core.layout import Layout
+from p2pcache.core.ownership import Ownership
+from p2pcache.core.pace import Pace
+from p2pcache.core.patience import Patience
+from p2pcache.core.planner import (
+    UPSTREAM,
+    FetchView,
+    PeerView,
+    PlannerLimits,
+    RunRequest,
+    plan_requests,
+)
+from p2pcache.core.tenure import LEASE_S, Tenure
+from p2pcache.core.transitions import (
+    BROKEN_REST_S,
+    CHUNK_TRANSITIONS,
+    CONSEQUENCES,
+    CRAWLER_REST_S,
+    ChunkEvent,
+    ChunkState,
+    Outcome,
+    Refusal,
+)
+
+if TYPE_CHECKING:
+    from random import Random
+
+# After so many refusals without a chunk in between, a peer's word on a chunk is not believed.
+REFUSALS_IN_A_ROW_MAX = 3
+# One that says "busy" is believed for longer, and not for ever: it may hold up what others have.
+BUSY_IN_A_ROW_MAX = 12
+# HTTP clients give up after 10 s without a byte; a reader that has waited this long is helped.
+READER_PATIENCE_S = 2.0
+# Chunks ahead of a reader that are asked for first.
+READER_WINDOW_CHUNKS = 8
+# Nobody takes over what owners have not begun before they could say what they begin with.
+STEAL_AFTER_S = 1.0
+# A chunk without another holder is taken from the hub if the rest would take so much longer yet.
+STANDING_S = 2 * LEASE_S
+# Who was given up is not asked again at once: its queue is what made it late.
+OVERDUE_REST_S = 3.0
+# A run whose present chunk is further than this is not given up for another source.
+KEPT_SHARE = 0.5
+# After a freeze nothing is brought into the swarm before everybody was heard, or for so long.
+FENCE_S_MAX = 2.0
+# Leases are seconds; they are not judged at every look.
+WATCH_INTERVAL_S = 0.25
+# Looked at for who owes what; more would only find the same members again.
+OWING_SAMPLE_CHUNKS = 256
+
+
+@dataclass(slots=True)
+class Run:
+    """One request under way."""
+
+    request: RunRequest
+    begun_s: float
+    # The last time that a chunk of it came.
+    chunk_s: float
+    received_bytes: int = 0
+    stored_bytes: int = 0
+    # Of these, the ones that came first.
+    new_bytes: int = 0
+    reserved_bytes: int = 0
+    is_cancelled: bool = False
+
+
+class FetchMachine:
+    """The machine of one blob. handle() changes it; the properties may be read at any time."""
+
+    def __init__(
+        self,
+        blob: BlobDigest,
+        layout: Layout,
+        self_id: str,
+        *,
+        limits: PlannerLimits,
+        pace: Pace,
+        random: Random,
+    ) -> None:
+        """
+        Args:
+            blob, layout: What is fetched.
+            self_id: Our own peer id.
+            limits: The planner's numbers.
+            pace: Shared by all machines of a daemon.
+            random: Breaks ties.
+        """
+        count = layout.chunk_count
+        self.blob, self.layout = blob, layout
+        self.have, self.inflight = Bitfield(count), Bitfield(count)
+        # First copies under way: what peers are told of.
+        self.intent = Bitfield(count)
+        self.asked: dict[int, set[str]] = {}
+        self.runs: dict[int, Run] = {}
+        # reader → (the chunk it waits for, since when)
+        self.readers: dict[int, tuple[int, float]] = {}
+        self.patience = Patience()
+        self.refused: dict[str, Bitfield] = {}
+        self.resting_until_s: dict[str, float] = {}
+        self.shunned_until_s: dict[str, float] = {}
+        # First copies that came, in bytes off the wire.
+        self.first_copy_bytes = 0
+        self.stalled: set[str] = set()
+        self._refusals = Counter[str]()
+        self._self_id = self_id
+        self._limits, self._pace, self._random = limits, pace, random
+        self._ownership = Ownership(blob)
+        self._tenure = Tenure()
+        self._next_run_id = 1
+        self._looked_s: float | None = None
+        self._fence_s: float | None = None
+        self._watched_s: float | None = None
+        self._lapsed: dict[int, set[str]] = {}
+        self._began_s: float | None = None
+
+    def handle(self, event: Event, *, now_s: float) -> list[Action]:
+        """Take in an event; return what to do, in order."""
+        match event:
+            case Look():
+                return self._look(event, now_s)
+            case ChunkStored():
+                return self._store(event, now_s)
+            case RunEnded():
+                return self._end(event, now_s)
+            case ChunksForgotten():
+                for index in event.chunk_indexes:
+                    self._move(index, ChunkEvent.FORGET)
+                return []
+
+    # --- chunks ---
+
+    def state_of(self, chunk_index: int) -> ChunkState:
+        """Return where a chunk stands."""
+        if chunk_index in self.have:
+            return ChunkState.HELD
+        count = len(self.asked.get(chunk_index, ()))
+        return (ChunkState.MISSING, ChunkState.ASKED, ChunkState.DOUBLED)[count]
+
+    def note_asked(self, chunk_index: int, source_id: str) -> None:
+        """Count a chunk as on its way from a source; also files of this machine are sources."""
+        if source_id not in self.asked.get(chunk_index, ()):
+            self._move(chunk_index, ChunkEvent.ASK, source_id)
+
+    def note_answered(self, chunk_index: int, source_id: str) -> None:
+        """Count a chunk as not on its way from a source any more, whether it came or not."""
+        if source_id in self.asked.get(chunk_index, ()):
+            self._move(chunk_index, ChunkEvent.END, source_id)
+
+    def _move(self, index: int, event: ChunkEvent, source_id: str = "") -> None:
+        after = CHUNK_TRANSITIONS[self.state_of(index), event]
+        asked = self.asked.setdefault(index, set())
+        match event:
+            case ChunkEvent.ASK:
+                asked.add(source_id)
+            case ChunkEvent.END:
+                asked.discard(source_id)
+            case ChunkEvent.STORE:
+                self.have.add(index)
+                self.intent.discard(index)
+            case ChunkEvent.FORGET:
+                self.have.discard(index)
+        if asked:
+            self.inflight.add(index)
+        else:
+            del self.asked[index]
+            self.inflight.discard(index)
+        assert self.state_of(index) is after or event is ChunkEvent.FORGET, "the table says else"
+
+    def _store(self, event: ChunkStored, now_s: float) -> list[Action]:
+        index = event.chunk_index
+        length = self.layout.length_of(index)
+        is_new = index not in self.have
+        run = self.runs.get(event.run_id) if event.run_id is not None else None
+        if run is not None:
+            source_id = run.request.source_id
+            if source_id != UPSTREAM:
+                self._pace.peer_chunk.note(now_s - run.chunk_s)
+                self._refusals[source_id] = 0
+            else:
+                self.patience.note_good()
+            run.chunk_s = now_s
+            run.stored_bytes += length
+            run.new_bytes += length if is_new else 0
+        self._move(index, ChunkEvent.STORE)
+        return []
+
+    def _find_needless(self) -> list[int]:
+        """Return the runs, marked as cancelled, of which every chunk is here by now."""
+        needless = []
+        for run_id, run in self.runs.items():
+            if run.is_cancelled or not all(i in self.have for i in run.request.chunk_indexes):
+                continue
+            if run.stored_bytes < self.layout.span_of(run.request.first, run.request.last)[1]:
+                run.is_cancelled = True
+                needless.append(run_id)
+        return needless
+
+    # --- runs ---
+
+    def _begin(self, request: RunRequest, now_s: float) -> Ask:
+        run_id, self._next_run_id = self._next_run_id, self._next_run_id + 1
+        run = self.runs[run_id] = Run(request, now_s, now_s)
+        for index in request.chunk_indexes:
+            self._move(index, ChunkEvent.ASK, request.source_id)
+            if request.is_first_copy or request.source_id == UPSTREAM:
+                self.intent.add(index)
+        if request.is_second_source:
+            run.reserved_bytes = self.layout.length_of(request.first)
+            self._pace.extra.reserved += run.reserved_bytes
+        return Ask(run_id, request)
+
+    def _end(self, event: RunEnded, now_s: float) -> list[Action]:
+        run = self.runs.pop(event.run_id)
+        request, source_id = run.request, run.request.source_id
+        self._note_received(run, event.received_bytes)
+        self._pace.extra.reserved -= run.reserved_bytes
+        # A broken-off chunk's bytes count too, unless upstream gave them: those are kept.
+        kept_bytes = run.stored_bytes if source_id != UPSTREAM else run.received_bytes
+        self._pace.extra.spent += max(0, run.received_bytes - kept_bytes)
+        self._pace.extra.spent += run.stored_bytes - run.new_bytes
+        for index in request.chunk_indexes:
+            self.note_answered(index, source_id)
+            if not any(self._is_first_copy(i, index) for i in self.runs.values()):
+                self.intent.discard(index)
+        if source_id == UPSTREAM:
+            self._note_upstream(event, now_s)
+            return []
+        return self._judge(event, request, now_s)
+
+    @staticmethod
+    def _is_first_copy(run: Run, index: int) -> bool:
+        is_first = run.request.is_first_copy or run.request.source_id == UPSTREAM
+        return is_first and index in run.request.chunk_indexes
+
+    def _note_upstream(self, event: RunEnded, now_s: float) -> None:
+        if event.outcome is Outcome.DELIVERED:
+            self.patience.note_good()
+        elif event.error is not None:
+            self.patience.note_failure(event.error, now_s=now_s)
+
+    def _judge(self, event: RunEnded, request: RunRequest, now_s: float) -> list[Action]:
+        peer_id = request.source_id
+        consequence = CONSEQUENCES[event.outcome]
+        if event.outcome is Outcome.DELIVERED:
+            self._refusals[peer_id] = 0
+            self.shunned_until_s.pop(peer_id, None)
+        if event.outcome in (Outcome.REFUSED, Outcome.BUSY):
+            self._refusals[peer_id] += 1
+        if consequence.rest_s:
+            until_s = now_s + consequence.rest_s
+            resting = self.shunned_until_s if consequence.is_shunned else self.resting_until_s
+            resting[peer_id] = max(until_s, resting.get(peer_id, 0.0))
+        for index in self._find_refused(consequence.refusal, event, request):
+            self.refuse(peer_id, index)
+        if self._is_word_broken(event, request):
+            self.shunned_until_s[peer_id] = now_s + CRAWLER_REST_S
+        if consequence.fault is None:
+            return []
+        return [Accuse(peer_id, consequence.fault, consequence.is_ban)]
+
+    def _find_refused(
+        self, refusal: Refusal, event: RunEnded, request: RunRequest
+    ) -> Iterable[int]:
+        is_repeated = self._is_word_broken(event, request)
+        match refusal:
+            case Refusal.CHUNK:
+                return [] if event.chunk_index is None else [event.chunk_index]
+            case Refusal.REST:
+                return [i for i in request.chunk_indexes if i not in self.have]
+            case Refusal.REST_WHEN_REPEATED if is_repeated:
+                return [i for i in request.chunk_indexes if i not in self.have]
+        return []
+
+    def _is_word_broken(self, event: RunEnded, request: RunRequest) -> bool:
+        """Return whether a peer refused so often that its word on chunks is worth nothing."""
+        is_busy = event.outcome is Outcome.BUSY
+        most = BUSY_IN_A_ROW_MAX if is_busy else REFUSALS_IN_A_ROW_MAX
+        return self._refusals[request.source_id] >= most
+
+    def refuse(self, peer_id: str, chunk_index: int) -> None:
+        """Do not ask this peer for this chunk again."""
+        self.refused.setdefault(peer_id, Bitfield(self.have.length)).add(chunk_index)
+
+    # --- looking ---
+
+    def _look(self, look: Look, now_s: float) -> list[Action]:
+        for run_id, received_bytes in look.received.items():
+            if run_id in self.runs:
+                self._note_received(self.runs[run_id], received_bytes)
+        peers = self.view(look.peers, now_s=now_s)
+        self._watch(peers, now_s, is_distrusted=look.is_distrusted)
+        is_fenced = self._is_fenced(peers, now_s)
+        view = FetchView(
+            self.blob,
+            self.layout,
+            self._self_id,
+            self.have,
+            self.inflight,
+            peers,
+            look.upstream_requests_inflight,
+            look.can_fetch_upstream and self.patience.may_ask(now_s),
+            starving=self.find_starving(now_s=now_s),
+            next_for_readers=self.find_next_for_readers(),
+            asked=self.asked,
+            stalled=self.stalled,
+            lapsed=self._lapsed,
+            upstream_free=look.upstream_free,
+            relays=look.relays,
+            may_steal=self._may_steal(now_s),
+            ownership=self._ownership,
+            is_fenced=is_fenced,
+        )
+        over = [*self._find_needless(), *self._find_outdone(peers)]
+        actions: list[Action] = [Cancel(run_id) for run_id in over]
+        is_endgame = (self.have | self.inflight).is_full()
+        overdue = self._find_overdue(now_s, is_endgame=is_endgame)
+        can_ask_hub = view.can_fetch_upstream and not is_fenced
+        stolen = [
+            run_id
+            for run_id in overdue
+            if self._is_hopeless(run_id, peers, now_s, can_ask_hub=can_ask_hub)
+        ]
+        actions += [Cancel(run_id) for run_id in stolen]
+        doubled = [self._present_chunk(self.runs[r]) for r in overdue if r not in stolen]
+        doubled = [i for i in doubled if self._pace.extra.may_spend(self.layout.length_of(i))]
+        view = replace(view, overdue=doubled[:1])
+        requests = plan_requests(view, limits=self._limits, random=self._random)
+        return actions + [self._begin(request, now_s) for request in requests]
+
+    def view(self, peers: Iterable[PeerView], *, now_s: float) -> list[PeerView]:
+        """
+        Return what may be expected of peers now: a resting one has chunks and gives none, a
+        shunned one has none, and none has what it refused.
+        """
+        seen = []
+        for peer in peers:
+            if now_s < self.shunned_until_s.get(peer.peer_id, 0.0):
+                peer = replace(peer, have=Bitfield(self.have.length))
+            elif peer.peer_id in self.refused:
+                peer = replace(peer, have=peer.have - self.refused[peer.peer_id])
+            if now_s < self.resting_until_s.get(peer.peer_id, 0.0):
+                busy = self._limits.peer_requests_inflight_max
+                peer = replace(peer, requests_inflight=max(busy, peer.requests_inflight))
+            seen.append(peer)
+        return seen
+
+    def is_anyone_resting(self, *, now_s: float) -> bool:
+        """Return whether a peer that broke off or refused will be asked again soon."""
+        soon_s = now_s + BROKEN_REST_S
+        rests = [*self.resting_until_s.values(), *self.shunned_until_s.values()]
+        return any(now_s < until_s <= soon_s for until_s in rests)
+
+    def _note_received(self, run: Run, received_bytes: int) -> None:
+        new_bytes = max(0, received_bytes - run.received_bytes)
+        run.received_bytes += new_bytes
+        if run.request.is_first_copy or run.request.source_id == UPSTREAM:
+            self.first_copy_bytes += new_bytes
+            self._pace.moved_bytes += new_bytes
+
+    def _watch(self, peers: Sequence[PeerView], now_s: float, *, is_distrusted: bool) -> None:
+        """Judge who keeps what it owes, ourselves among them."""
+        if self._watched_s is not None and 0 <= now_s - self._watched_s < WATCH_INTERVAL_S:
+            return
+        self._watched_s = now_s
+        tenure = self._tenure
+        tenure.forget({self._self_id, *(p.peer_id for p in peers)})
+        tenure.note_progress(
+            self._self_id,
+            moved_bytes=self._pace.moved_bytes,
+            received_bytes=self.first_copy_bytes,
+            now_s=now_s,
+        )
+        for peer in peers:
+            tenure.note_progress(
+                peer.peer_id,
+                moved_bytes=peer.moved_bytes,
+                received_bytes=peer.received_bytes,
+                now_s=now_s,
+            )
+        owed = self._find_owed(peers)
+        claims = [(p.peer_id, i) for p in peers if p.is_fetching for i in p.intent]
+        tenure.note_claims([*claims, *owed], self.layout.length_of)
+        owing = self._find_owing(peers) | {owner for owner, _ in owed}
+        tenure.note_owing(owing, now_s=now_s, jitter=self._random.random())
+        self._lapsed = tenure.find_lapsed()
+        self.stalled = tenure.find_stalled(now_s=now_s)
+        if is_distrusted:
+            # What we bring into the swarm nobody takes; the others bring it again.
+            self.stalled.add(self._self_id)
+
+    def _find_nobodys(self, peers: Sequence[PeerView]) -> Bitfield:
+        nobody_has = Bitfield.full(self.have.length) - self.have
+        for peer in peers:
+            if not peer.have.is_full():
+                nobody_has = nobody_has - peer.have
+        return nobody_has
+
+    def _find_owing(self, peers: Sequence[PeerView]) -> set[str]:
+        """Return the members that announced a chunk that nobody has."""
+        nobody_has = self._find_nobodys(peers)
+        owing = {p.peer_id for p in peers if p.is_fetching and p.intent & nobody_has}
+        if self.intent:
+            owing.add(self._self_id)
+        return owing
+
+    def _find_owed(self, peers: Sequence[PeerView]) -> list[tuple[str, int]]:
+        """Return who owns which chunk that nobody has, nor announces: owners are waited for."""
+        open_chunks = self._find_nobodys(peers) - self.intent
+        for peer in peers:
+            if peer.is_fetching and peer.peer_id not in self.stalled:
+                kept = [i for i in peer.intent if peer.peer_id not in self._lapsed.get(i, ())]
+                open_chunks = open_chunks - Bitfield.of(open_chunks.length, kept)
+        owed = []
+        for index in islice(open_chunks, OWING_SAMPLE_CHUNKS):
+            owner = self._ownership.owner_of(index)
+            if owner is not None:
+                owed.append((owner, index))
+        return owed
+
+    def _may_steal(self, now_s: float) -> bool:
+        """Return whether the owners had the time to tell what they begin with."""
+        if self._began_s is None:
+            self._began_s = now_s
+        return now_s - self._began_s > STEAL_AFTER_S
+
+    def _is_fenced(self, peers: Sequence[PeerView], now_s: float) -> bool:
+        """
+        Return whether a freeze of ours has just ended, and what others did meanwhile is unknown.
+
+        Who lost its leases while it did not run must not go on as if it had them.
+        """
+        if self._looked_s is not None and now_s - self._looked_s > LEASE_S:
+            self._fence_s = now_s
+        self._looked_s = now_s
+        if self._fence_s is None:
+            return False
+        heard = all(p.heard_s >= self._fence_s for p in peers if p.is_fetching)
+        if heard or now_s - self._fence_s > FENCE_S_MAX:
+            self._fence_s = None
+        return self._fence_s is not None
+
+    # --- what takes too long ---
+
+    def _find_overdue(self, now_s: float, *, is_endgame: bool) -> list[int]:
+        """Return the runs from peers whose present chunk takes too long, slowest first."""
+        limit_s = self._pace.overdue_s(is_endgame=is_endgame)
+        waits = [
+            (now_s - run.chunk_s, run_id)
+            for run_id, run in self.runs.items()
+            if run.request.source_id != UPSTREAM and not run.is_cancelled
+        ]
+        return [run_id for wait_s, run_id in sorted(waits, reverse=True) if wait_s > limit_s]
+
+    def _present_chunk(self, run: Run) -> int:
+        """Return the chunk that a run is bringing now."""
+        return next((i for i in run.request.chunk_indexes if i not in self.have), run.request.last)
+
+    def _is_hopeless(
+        self, run_id: int, peers: Sequence[PeerView], now_s: float, *, can_ask_hub: bool
+    ) -> bool:
+        """
+        Return whether to give up an overdue run for another source, and mark it so.
+
+        It costs the bytes that came, once, instead of a chunk that comes twice.
+        """
+        run = self.runs[run_id]
+        index = self._present_chunk(run)
+        partial_bytes = run.received_bytes - run.stored_bytes
+        has_other = any(
+            index in p.have
+            and p.peer_id != run.request.source_id
+            and p.requests_inflight < self._limits.peer_requests_inflight_max
+            for p in peers
+        )
+        length = self.layout.length_of(index)
+        if partial_bytes > KEPT_SHARE * length or not self._pace.extra.may_spend(partial_bytes):
+            return False
+        until_s = now_s + OVERDUE_REST_S
+        if has_other:
+            # Its other chunks go elsewhere too; it is tried again once it has given what it owes.
+            self.resting_until_s[run.request.source_id] = until_s
+        elif can_ask_hub and _is_standing(run, length, partial_bytes, now_s):
+            self.shunned_until_s[run.request.source_id] = until_s
+        else:
+            return False
+        run.is_cancelled = True
+        # Until it has ended: several runs given up in one look share one allowance.
+        run.reserved_bytes += partial_bytes
+        self._pace.extra.reserved += partial_bytes
+        return True
+
+    def _find_outdone(self, peers: Sequence[PeerView]) -> list[int]:
+        """Return our first copies that somebody else has by now, unless they are nearly here."""
+        outdone = []
+        for run_id, run in self.runs.items():
+            if run.is_cancelled or run.request.source_id != UPSTREAM:
+                continue
+            left = [i for i in run.request.chunk_indexes if i not in self.have]
+            partial_bytes = run.received_bytes - run.stored_bytes
+            if not left:
+                continue
+            if run.request.is_stolen and self._is_owner_on_it(left[0], peers):
+                run.is_cancelled = True
+                outdone.append(run_id)
+                continue
+            is_nearly_here = partial_bytes > KEPT_SHARE * self.layout.length_of(left[0])
+            if len(left) == 1 and is_nearly_here:
+                continue
+            # Only who has given us something: a lie must not cost bytes of the hub.
+            proven = [p for p in peers if p.rate_bps]
+            if all(any(i in p.have for p in proven) for i in left):
+                run.is_cancelled = True
+                outdone.append(run_id)
+        return outdone
+
+    def _is_owner_on_it(self, index: int, peers: Sequence[PeerView]) -> bool:
+        """Return whether the owner of a chunk that we took over has begun it at the same time."""
+        owner = self._ownership.owner_of(index)
+        return any(p.peer_id == owner and index in p.intent for p in peers)
+
+    # --- readers ---
+
+    def find_starving(self, *, now_s: float) -> list[int]:
+        """Return the chunks that a reader has waited for too long."""
+        return [
+            index
+            for index, since_s in self.readers.values()
+            if now_s - since_s > READER_PATIENCE_S and index not in self.have
+        ]
+
+    def find_next_for_readers(self) -> list[int]:
+        """Return the chunks that readers need next, nearest first."""
+        starts = {index for index, _ in self.readers.values()}
+        ahead = [start + n for n in range(READER_WINDOW_CHUNKS) for start in starts]
+        return list(dict.fromkeys(index for index in ahead if index < self.have.length))
+
+
+def _is_standing(run: Run, length: int, partial_bytes: int, now_s: float) -> bool:
+    """
+    Return whether a chunk comes so slowly that even the hub is the better source.
+
+    A swarm that is slow is not a reason to go upstream; one that all but stands still is.
+    """
+    waited_s = now_s - run.chunk_s
+    left_bytes = length - partial_bytes
+    return waited_s > LEASE_S and left_bytes * waited_s > STANDING_S * max(1, partial_bytes)

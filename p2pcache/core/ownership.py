@@ -1,0 +1,54 @@
+"""
+Owns who owes which first copy of one blob, remembered until the members change.
+
+Knows nothing of who is alive: the caller passes the members that count.
+Invariants: equal members give equal owners everywhere; at most OWNERS_MAX of them own chunks.
+Source: rendezvous.py; design.md §6.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from p2pcache.core.digest import BlobDigest
+from p2pcache.core.rendezvous import find_highest, find_owner
+
+# So many connections fill any hub's line; with more, each chunk would take longer and more would
+# be lost with a member. Swarms of hundreds agree on the owners by knowing these few.
+OWNERS_MAX = 12
+# With more members than this, a pair of them exchanges less than twice a second.
+CROWD_MEMBERS_MIN = 10
+
+
+class Ownership:
+    """The owners of one blob's chunks."""
+
+    def __init__(self, blob: BlobDigest) -> None:
+        self._blob = blob
+        self._members: frozenset[str] = frozenset()
+        self._crew: list[str] = []
+        self._owners: dict[int, str | None] = {}
+
+    def set_members(self, member_ids: Iterable[str]) -> None:
+        """Say which members count from now on."""
+        members = frozenset(member_ids)
+        if members != self._members:
+            self._members = members
+            self._crew = find_highest(self._blob, members, OWNERS_MAX)
+            self._owners.clear()
+
+    @property
+    def is_crowded(self) -> bool:
+        """Return whether it takes a while until all members know each other."""
+        return len(self._members) > CROWD_MEMBERS_MIN
+
+    def owner_of(self, chunk_index: int) -> str | None:
+        """Return the member that owes a chunk, None when there is no member."""
+        if chunk_index not in self._owners:
+            self._owners[chunk_index] = find_owner(self._blob, chunk_index, self._crew)
+        return self._owners[chunk_index]
+
+    def next_owner_of(self, chunk_index: int, without: Iterable[str]) -> str | None:
+        """Return who owes a chunk when some members failed with this one."""
+        failed = set(without)
+        return find_owner(self._blob, chunk_index, (m for m in self._crew if m not in failed))
