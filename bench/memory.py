@@ -17,11 +17,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 STEP_BYTES = 16 * 1024 * 1024
 # Hosts are given pages back that were free for about two seconds.
 LEAD_S = 0.5
 PAGE_BYTES = 4096
+# Left alone, so that nothing runs short while memory is touched.
+SPARED_BYTES = 768 * 1024 * 1024
 
 
 @contextlib.contextmanager
@@ -33,6 +36,8 @@ def keep_ready(size_bytes: int, *, rate_bps: float) -> Iterator[None]:
         size_bytes: What will be written.
         rate_bps: Bytes a second, at best.
     """
+    # All but a little of what is free: else the kernel takes other pages than those.
+    size_bytes = max(size_bytes, read_free_bytes() - SPARED_BYTES)
     keeper = subprocess.Popen(
         [sys.executable, "-m", "bench.memory", str(size_bytes), str(int(rate_bps))],
         stdin=subprocess.PIPE,
@@ -50,6 +55,15 @@ def keep_ready(size_bytes: int, *, rate_bps: float) -> Iterator[None]:
         keeper.wait()
         keeper.stdin.close()
         keeper.stdout.close()
+
+
+def read_free_bytes() -> int:
+    """Return how much memory nobody uses, not even as a cache; 0 where that is not told."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(n.split()[1]) * 1024 for n in lines if n.startswith("MemFree:")), 0)
 
 
 def main() -> None:

@@ -101,12 +101,12 @@ class _Run:
         if self._scenario.upstream_mbit_s:
             hub.run(self._hub.reset)
         self._hub_started_bytes = hub.count_sent_bytes() or 0
-        for name, daemon in self._daemons.items():
-            self._started_cpu_s[name] = read_cpu_s(daemon.pid) or 0.0
-        ticks, cpu_s = read_cpu_ticks(), self._sum_cpu_s()
         bound_s = find_bound_s(self._scenario, self._model.size_bytes)
         written = len(self._scenario.first_names()) * self._model.size_bytes
         self._cleanup.enter_context(keep_ready(written, rate_bps=written / bound_s))
+        for name, daemon in self._daemons.items():
+            self._started_cpu_s[name] = read_cpu_s(daemon.pid) or 0.0
+        ticks, cpu_s = read_cpu_ticks(), self._sum_cpu_s()
         self._started_s = time.monotonic()
         for name in self._scenario.first_names():
             self._begin(name)

@@ -94,6 +94,11 @@ class Run:
     reserved_bytes: int = 0
     is_cancelled: bool = False
 
+    @property
+    def partial_bytes(self) -> int:
+        """Return what has come of the chunk that is coming; what came is counted at each look."""
+        return max(0, self.received_bytes - self.stored_bytes)
+
 
 class FetchMachine:
     """The machine of one blob. handle() changes it; the properties may be read at any time."""
@@ -496,7 +501,7 @@ class FetchMachine:
         """
         run = self.runs[run_id]
         index = self._present_chunk(run)
-        partial_bytes = run.received_bytes - run.stored_bytes
+        partial_bytes = run.partial_bytes
         has_other = any(
             index in p.have
             and p.peer_id != run.request.source_id
@@ -527,7 +532,7 @@ class FetchMachine:
             if run.is_cancelled or run.request.source_id != UPSTREAM:
                 continue
             left = [i for i in run.request.chunk_indexes if i not in self.have]
-            partial_bytes = run.received_bytes - run.stored_bytes
+            partial_bytes = run.partial_bytes
             if not left:
                 continue
             if run.request.is_stolen and self._is_owner_on_it(left[0], peers):

@@ -42,6 +42,9 @@ log = logging.getLogger(__name__)
 
 # The plan is looked at again this often even when nothing happens: leases and waits expire.
 REPLAN_INTERVAL_S = 0.25
+# Peers that fall silent together are back together: a switch, a host that stood still for a
+# moment. A pull does not end over that.
+HOPE_S = 5.0
 # What a power cut may cost: records are made durable this often.
 FLUSH_INTERVAL_S = 1.0
 # A blob whose proof fails is fetched again, from others; the last time from the hub alone.
@@ -61,6 +64,8 @@ class BlobFetch:
         # Until the peers were asked once, and the files here were looked through, nobody knows
         # whether they will be sources.
         self._has_looked_around = False
+        # When somebody who could help was last seen.
+        self._hoped_s: float | None = None
         self._wake = asyncio.Event()
         self._arrival = asyncio.Event()
 
@@ -312,11 +317,11 @@ class BlobFetch:
         now_s = self._context.clock.monotonic_s()
         for view in machine.view(state.view_peers(self._swarm.iter_up()), now_s=now_s):
             is_stalled = view.peer_id in machine.stalled
-            if view.have & state.missing:
-                return
-            if view.is_fetching and view.can_fetch_upstream and not is_stalled:
-                return
-        if machine.is_anyone_resting(now_s=now_s):
+            can_bring = view.is_fetching and view.can_fetch_upstream and not is_stalled
+            if can_bring or view.have & state.missing:
+                self._hoped_s = now_s
+        is_hopeful = self._hoped_s is not None and now_s - self._hoped_s < HOPE_S
+        if is_hopeful or machine.is_anyone_resting(now_s=now_s):
             return
         if state.try_next_sender():
             log.info("%s: asking one of those in doubt for all of it", self.blob)

@@ -272,6 +272,7 @@ class Swarm:
             hello = await self.link.greet(address.url)
         else:
             ours = await self._our_side(list(self._reporters))
+            ours = replace(ours, is_banned=self._is_banned(address.peer_id or ""))
             self._context.exchanges_begun += 1
             theirs = await self.link.exchange(address.url, ours)
             hello, entries = theirs.hello, theirs.entries

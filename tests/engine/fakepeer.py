@@ -32,6 +32,7 @@ class FakePeer:
 
     Attributes:
         tamper: Changes the bytes of a chunk before they are sent, under their own digest.
+        bans_others: Says to everybody that it has banned them.
         run_status: What requests for runs are answered with.
         vanishes_after: Chunks that are sent before the connection is cut, in every run.
         claim: Digest to name for every chunk in place of its own.
@@ -49,6 +50,7 @@ class FakePeer:
         self.contents = {sha256_name(content): content for content in contents}
         self.tamper: Tamper = lambda _, chunk: chunk
         self.run_status = 200
+        self.bans_others = False
         self.vanishes_after: int | None = None
         self.claim = ""
         self.swarm_body: bytes | None = None
@@ -128,7 +130,8 @@ class FakePeer:
         if self.swarm_body is not None:
             return web.Response(body=self.swarm_body, content_type="application/json")
         entries = () if self.hides_blobs else tuple(map(self._entry, self.contents))
-        return web.json_response(Exchange(self.hello, 1, entries).to_json())
+        ours = Exchange(self.hello, 1, entries, self.bans_others)
+        return web.json_response(ours.to_json())
 
     def layout_of(self, blob: BlobDigest) -> Layout:
         """Return how it cuts a blob."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -369,3 +370,31 @@ async def test_closed_swarm_visits_nobody(engine: Engine, make_peer: MakePeer) -
     engine.cache.swarm.add_candidate(Candidate(host, int(port), "mdns"))
     await asyncio.sleep(0.05)
     assert peer.exchanges == []
+
+
+async def test_daemon_that_most_peers_have_banned_knows_it(
+    engine: Engine, make_peer: MakePeer
+) -> None:
+    """Who is told of bans by most of its neighbours is to bring no more; by one, it is not."""
+    peers = [await make_peer(number=number) for number in range(1, 4)]
+    for peer in peers:
+        await engine.meet(peer.address)
+    swarm = engine.cache.swarm
+    peers[0].bans_others = True
+    await eventually(lambda: sum(p.bans_us for p in swarm.peers.values()) == 1, "one ban")
+    assert not swarm.is_distrusted()
+    peers[1].bans_others = True
+    await eventually(swarm.is_distrusted, "the word of most")
+
+
+async def test_ban_is_told_to_whom_it_is_about(engine: Engine, make_peer: MakePeer) -> None:
+    """A visit to a banned peer says so, as an answer to it does."""
+    peer = await make_peer()
+    await engine.meet(peer.address)
+    fault = engine.context.make_fault(peer.peer_id, "peer", "wrong bytes", "It lied.")
+    engine.context.blame.note_wrong_bytes(fault, now_s=engine.context.clock.monotonic_s())
+    await eventually(lambda: peer.exchanges[-1].is_banned, "the word")
+    answer = await engine.cache.swarm.answer(
+        replace(make_exchange(9, 0), hello=peer.hello), "127.0.0.1"
+    )
+    assert answer.is_banned
