@@ -617,3 +617,29 @@ def test_machine_of_a_huge_blob_looks_at_few_chunks_for_who_owes() -> None:
     machine = make_machine(2000)
     assert look(machine, can_fetch_upstream=True)
     assert machine.stalled == set()
+
+
+@pytest.mark.parametrize(("is_hub_up", "is_given_up"), [(True, True), (False, False)])
+def test_run_that_all_but_stands_goes_to_the_hub_if_nobody_else_has_the_chunk(
+    is_hub_up: bool, is_given_up: bool
+) -> None:
+    """A slow swarm is no reason to go upstream; one holder that stands still is."""
+    machine = make_machine(1)
+    peer = begin_slow_run(machine)
+    late_s = 100.0 + LEASE_S + 0.1
+    actions = look(machine, peer, now_s=late_s, can_fetch_upstream=is_hub_up)
+    assert bool(cancels_of(actions)) is is_given_up
+
+
+def test_allowance_is_shared_by_runs_that_are_given_up_at_once() -> None:
+    """What has come of a run that was given up is reserved until the run has ended."""
+    machine = make_machine(1)
+    peer = begin_slow_run(machine)
+    other = see(B, Bitfield.full(1))
+    run_id = next(iter(machine.runs))
+    came = 1000
+    actions = look(machine, peer, other, now_s=200.0, received={run_id: came})
+    assert run_id in cancels_of(actions)
+    assert machine._pace.extra.reserved == came
+    end(machine, run_id, Outcome.CANCELLED, received_bytes=came)
+    assert (machine._pace.extra.reserved, machine._pace.extra.spent) == (0, came)

@@ -629,3 +629,37 @@ def test_swarm_cold_together_asks_upstream_for_each_chunk_exactly_once(
             swarm.step()
         assert swarm.is_done()
         assert swarm.asked_upstream == Counter(range(chunk_count))
+
+
+def find_list(owner: str, members: list[str], chunk_count: int) -> list[int]:
+    """Return the chunks that one of the members owns."""
+    return [i for i in range(chunk_count) if find_owner(BLOB, i, members) == owner]
+
+
+def test_plan_idle_member_takes_over_what_a_busy_owner_has_not_begun() -> None:
+    """From the end of its list, one chunk, and only once owners had time to say what they begin."""
+    other = make_id(1)
+    count = 32
+    theirs = find_list(other, [SELF_ID, other], count)
+    mine = Bitfield.of(count, [i for i in range(count) if i not in theirs])
+    announced = Bitfield.of(count, theirs[:1])
+    peer = make_peer(
+        1, Bitfield(count), intent=announced, is_fetching=True, can_fetch_upstream=True
+    )
+    view = make_view(count, peer, have=mine)
+    assert plan(view) == []
+    (request,) = plan(replace(view, may_steal=True))
+    assert request.is_stolen
+    assert list(request.chunk_indexes) == theirs[-1:]
+    assert plan(replace(view, may_steal=True, is_fenced=True)) == []
+    assert plan(replace(view, may_steal=True, stalled={SELF_ID})) == []
+
+
+def test_plan_last_chunk_of_an_owner_is_left_to_it() -> None:
+    """It begins it before anybody could say that he does."""
+    other = make_id(1)
+    count = 32
+    last = find_list(other, [SELF_ID, other], count)[-1]
+    mine = Bitfield.of(count, [i for i in range(count) if i != last])
+    peer = make_peer(1, Bitfield(count), is_fetching=True, can_fetch_upstream=True)
+    assert plan(make_view(count, peer, have=mine, may_steal=True)) == []
