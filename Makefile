@@ -7,7 +7,7 @@ SEED ?= 1
 LANES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test check lint types layers format faults demo bench swarm clean sim
+.PHONY: help venv test check lint types layers format faults demo bench swarm clean sim degrees
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ faults: $(READY)  ## kills, power cuts, failing calls, full disks, bit rot: hour
 	$(BIN)/python -m tests.faults prove
 	P2PCACHE_SLOW=1 $(BIN)/python -m pytest tests/faults/test_bit_rot.py --timeout 3600
 	$(BIN)/python -m tests.faults run --lanes $(LANES) --seed $(SEED)
+
+degrees: $(READY)  ## real daemons with peers and hubs that fail in every way: minutes, as root
+	P2PCACHE_SLOW=1 $(BIN)/python -m pytest tests/integration/test_degrees_of_failure.py tests/integration/test_bad_peers.py tests/integration/test_bad_hub.py
 
 sim: $(READY)  ## the swarm in simulated time: the issue's table, then 2,000 seeds with faults
 	for one in cold join kill seeder bad; do $(BIN)/python -m tests.sim --scenario $$one || exit 1; done

@@ -26,6 +26,8 @@ PROGRESS_BYTES_MIN = 64 * 1024
 CLAIM_PATIENCE_FACTOR = 2
 # A pace is judged once a member was watched for so long; a measure of it is as old at most.
 PACE_WATCH_S = 3.0
+# Who owed nothing after a shorter time than that gives a measure for others, if it was so long.
+PACE_SHORT_S = 0.5
 # A member below this share of the others' middle pace holds up everybody: it owes nothing more.
 SLOW_SHARE = 0.125
 # It is tried again after this long: lines recover.
@@ -52,6 +54,12 @@ class _Watch:
     mark_s: float = 0.0
     mark_bytes: int = 0
     pace_bps: float | None = None
+    # The last one that was measured.
+    known_bps: float | None = None
+
+    def measure_bps(self, now_s: float) -> float:
+        """Return its pace since the mark."""
+        return (self.moved_bytes - self.mark_bytes) / (now_s - self.mark_s)
 
 
 @dataclass(slots=True)
@@ -103,6 +111,8 @@ class Tenure:
                 # Who owns nothing cannot move: it is tried again.
                 watch.is_stalled, watch.progress_s = False, now_s
             if member_id not in owing:
+                if watch.owes_since_s is not None and now_s - watch.mark_s >= PACE_SHORT_S:
+                    watch.known_bps = watch.measure_bps(now_s)
                 watch.owes_since_s = watch.pace_bps = None
                 continue
             if watch.owes_since_s is None:
@@ -111,12 +121,13 @@ class Tenure:
             if not watch.is_stalled and now_s - max(watch.owes_since_s, watch.progress_s) > lease_s:
                 watch.is_stalled, watch.stalled_s = True, now_s
             if now_s - watch.mark_s >= PACE_WATCH_S:
-                watch.pace_bps = (watch.moved_bytes - watch.mark_bytes) / (now_s - watch.mark_s)
+                watch.pace_bps = watch.known_bps = watch.measure_bps(now_s)
                 watch.mark_s, watch.mark_bytes = now_s, watch.moved_bytes
         self._judge_paces(now_s)
 
     def _judge_paces(self, now_s: float) -> None:
-        paces = [w.pace_bps for w in self._watches.values() if w.pace_bps is not None]
+        # Of those that are done, too: who is the last to owe something is compared with them.
+        paces = [w.known_bps for w in self._watches.values() if w.known_bps is not None]
         if len(paces) < 2:
             return
         middle = median(paces)
