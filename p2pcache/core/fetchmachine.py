@@ -213,6 +213,7 @@ class FetchMachine:
                 self._pace.peer_chunk.note(now_s - run.chunk_s)
                 self._refusals[source_id] = 0
             else:
+                self._pace.hub_chunk.note(now_s - run.chunk_s)
                 self.patience.note_good()
             run.chunk_s = now_s
             run.stored_bytes += length
@@ -415,7 +416,12 @@ class FetchMachine:
             )
         owed = self._find_owed(peers)
         claims = [(p.peer_id, i) for p in peers if p.is_fetching for i in p.intent]
-        tenure.note_claims([*claims, *owed], self.layout.length_of)
+        tenure.note_claims(
+            [*claims, *owed],
+            self.layout.length_of,
+            now_s=now_s,
+            chunk_s=self._pace.hub_chunk.quantile_s(0.95),
+        )
         owing = self._find_owing(peers) | {owner for owner, _ in owed}
         tenure.note_owing(owing, now_s=now_s, jitter=self._random.random())
         self._lapsed = tenure.find_lapsed()

@@ -42,6 +42,8 @@ class Pace:
     """How long chunks take, for all fetches of a daemon together."""
 
     peer_chunk: LatencyHistogram = field(default_factory=LatencyHistogram)
+    # From the hub, with the others that were under way.
+    hub_chunk: LatencyHistogram = field(default_factory=LatencyHistogram)
     extra: ExtraBytes = field(default_factory=ExtraBytes)
     # First copies, of all blobs: what tells the others that we move.
     moved_bytes: int = 0

@@ -68,8 +68,11 @@ class _Claim:
 
     # What its claimant had received when it first announced it.
     before_bytes: int
+    since_s: float = 0.0
     # The most that it announced at one time since: all of that may come before this one.
     beside_bytes: int = 0
+    # Whether it takes far longer than such chunks take us.
+    is_late: bool = False
 
 
 class Tenure:
@@ -144,7 +147,12 @@ class Tenure:
         }
 
     def note_claims(
-        self, claims: Iterable[tuple[str, int]], length_of: Callable[[int], int]
+        self,
+        claims: Iterable[tuple[str, int]],
+        length_of: Callable[[int], int],
+        *,
+        now_s: float = 0.0,
+        chunk_s: float = 0.0,
     ) -> None:
         """
         Take in everything that members announce now.
@@ -152,22 +160,28 @@ class Tenure:
         Args:
             claims: As (member, chunk).
             length_of: The bytes of a chunk.
+            now_s: Monotonic seconds.
+            chunk_s: What a chunk from the hub usually takes us, in seconds; 0 if nobody knows.
         """
         before, self._claims = self._claims, {}
         claimed_bytes = Counter[str]()
         for member_id, index in claims:
             claimed_bytes[member_id] += length_of(index)
-            claim = before.get((member_id, index)) or _Claim(self._received_by(member_id))
+            claim = before.get((member_id, index)) or _Claim(self._received_by(member_id), now_s)
             self._claims[member_id, index] = claim
-        for (member_id, _), claim in self._claims.items():
+        for (member_id, index), claim in self._claims.items():
             claim.beside_bytes = max(claim.beside_bytes, claimed_bytes[member_id])
+            # As slow as a member may be: all that it announced, one after the other.
+            chunks = claim.beside_bytes / max(1, length_of(index))
+            patience_s = max(LEASE_S, chunks * chunk_s / SLOW_SHARE)
+            claim.is_late = chunk_s > 0 and now_s - claim.since_s > patience_s
 
     def find_lapsed(self) -> dict[int, set[str]]:
         """Return the chunks that were announced, and did not come while others did; by whom."""
         lapsed: dict[int, set[str]] = {}
         for (member_id, index), claim in self._claims.items():
             since_bytes = self._received_by(member_id) - claim.before_bytes
-            if since_bytes > CLAIM_PATIENCE_FACTOR * claim.beside_bytes:
+            if claim.is_late or since_bytes > CLAIM_PATIENCE_FACTOR * claim.beside_bytes:
                 lapsed.setdefault(index, set()).add(member_id)
         return lapsed
 

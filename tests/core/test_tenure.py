@@ -163,3 +163,14 @@ def test_member_that_left_is_forgotten(is_known: bool) -> None:
     scene.pass_time(LEASE_S + 1.0, "a")
     scene.tenure.forget({"a"} if is_known else set())
     assert scene.tenure.find_stalled(now_s=scene.now_s) == ({"a"} if is_known else set())
+
+
+@pytest.mark.parametrize(("chunk_s", "is_late"), [(0.1, True), (2.0, False), (0.0, False)])
+def test_claim_that_takes_far_longer_than_chunks_take_us_lapses(
+    chunk_s: float, is_late: bool
+) -> None:
+    """Who moves on below an eighth of our own pace is not waited for."""
+    tenure = Tenure()
+    for now_s in (100.0, 100.0 + LEASE_S + 0.1):
+        tenure.note_claims([("a", 3)], lambda _: CHUNK_BYTES, now_s=now_s, chunk_s=chunk_s)
+    assert tenure.find_lapsed() == ({3: {"a"}} if is_late else {})
