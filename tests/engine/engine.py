@@ -150,7 +150,7 @@ class Engine:
         )
         stack.callback(self.context.close_threads)
         # As small as the chunks of these tests: each run is a request of its own.
-        self.context.limits = PlannerLimits(run_bytes_min=1)
+        self.context.limits = PlannerLimits(run_bytes_min=1, upstream_requests_inflight_max=4)
         self.cache = Cache(self.context)
         stack.push_async_callback(self.cache.close)
         self.downloads = Downloads(self.cache)

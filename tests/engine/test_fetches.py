@@ -17,7 +17,6 @@ import pytest
 
 from p2pcache.core.credentials import ANONYMOUS
 from p2pcache.core.layout import Layout
-from p2pcache.core.planner import PlannerLimits
 from p2pcache.errors import BlobNotFoundError, ChunkNotYetError, NoSourceError
 from tests.engine.conftest import CHUNK_BYTES, REPO, WEIGHTS, MakeCache
 from tests.engine.engine import Engine, eventually
@@ -171,7 +170,6 @@ async def test_peer_gets_chunks_that_are_here_and_is_told_of_those_on_their_way(
     engine: Engine, hub: Hub
 ) -> None:
     """Held chunks are sent, those in flight are 425, all others 404."""
-    engine.context.limits = PlannerLimits(run_bytes_min=1, upstream_requests_inflight_max=4)
     hub.set_faults(hang_after_bytes=2 * CHUNK_BYTES, paths=KEY)
     active = await engine.start_fetch(REPO, NAME)
     state = active.fetch.state
