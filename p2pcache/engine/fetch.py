@@ -145,10 +145,8 @@ class BlobFetch:
         self.state = _make_state(self._context, replace(self.state.order, layout=cut.layout))
         self.state.machine.readers = before.readers
         self.state.machine.patience = cut.patience or before.patience
-        store, order = self._context.store, self.state.order
-        opened = await self._context.in_bulk(store.open_partial, order.blob, order.layout)
+        opened = await see_through(self._open_partial())
         found = opened.snapshot()
-        self._partial = opened
         self._hold(found.have)
         self.state.sources = found.sources
         self._context.pace.extra.wanted += self.layout.size_bytes - self.state.held_bytes
@@ -165,6 +163,13 @@ class BlobFetch:
             opened,
             RunListeners(self.note_arrival, self.note_change),
         )
+
+    async def _open_partial(self) -> FilePartial:
+        """Open the file; whoever is cancelled meanwhile still has it to close."""
+        order = self.state.order
+        open_partial = self._context.store.open_partial
+        self._partial = await self._context.in_bulk(open_partial, order.blob, order.layout)
+        return self._partial
 
     def _hold(self, chunk_indexes: Iterable[int]) -> None:
         """Count chunks as here that no run brought."""

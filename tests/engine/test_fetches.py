@@ -16,10 +16,12 @@ from dataclasses import replace
 import pytest
 
 from p2pcache.core.credentials import ANONYMOUS
+from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
 from p2pcache.errors import BlobNotFoundError, ChunkNotYetError, NoSourceError
+from p2pcache.store.partial import FilePartial
 from tests.engine.conftest import CHUNK_BYTES, REPO, WEIGHTS, MakeCache
-from tests.engine.engine import Engine, eventually
+from tests.engine.engine import Engine, eventually, list_open_files
 from tests.engine.fakepeer import sha256_name
 from tests.hub import Hub
 
@@ -244,3 +246,29 @@ async def test_fetch_that_everybody_left_before_it_was_open_stops(engine: Engine
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     await eventually(lambda: engine.cache.fetches.find(entry.digest) is None, "the fetch stops")
+
+
+async def test_fetch_that_is_stopped_while_its_file_opens_leaves_nothing_open(
+    engine: Engine, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that opens the file ends first; what it opened is closed."""
+    begun, may_go_on = threading.Event(), threading.Event()
+    real = engine.context.store.open_partial
+
+    def open_slowly(blob: BlobDigest, layout: Layout) -> FilePartial:
+        begun.set()
+        assert may_go_on.wait(10), "the test goes on"
+        return real(blob, layout)
+
+    monkeypatch.setattr(engine.context.store, "open_partial", open_slowly)
+    snapshot, entry = await engine.find(REPO, NAME)
+    asking = asyncio.create_task(
+        engine.cache.fetches.start(snapshot, entry, ANONYMOUS, is_public=True)
+    )
+    await eventually(begun.is_set, "the file is being opened")
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert engine.cache.fetches.find(entry.digest) is not None, "two must not open one file"
+    may_go_on.set()
+    await eventually(lambda: engine.cache.fetches.find(entry.digest) is None, "the fetch stops")
+    assert [name for name in list_open_files(engine.root) if "/partial/" in name] == []
