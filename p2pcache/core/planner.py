@@ -176,6 +176,8 @@ class _Draft:
         self.members = len(moving)
         share = -(-limits.swarm_upstream_requests_max // (1 + self.members))
         most = min(share, limits.upstream_requests_inflight_max)
+        # First copies that a member of this swarm may begin in one go.
+        self.begun_at_once = most if self.lone is None else self.runs_a_peer
         inflight, free = view.upstream_requests_inflight, view.upstream_free
         self.slots[UPSTREAM] = min(free, max(0, most - inflight))
         self.urgent_slots = min(free, limits.upstream_requests_inflight_max - inflight)
@@ -406,8 +408,8 @@ def _plan_theft(draft: _Draft, candidates: Bitfield, source_id: str) -> None:
     """
     Bring what another owner has not begun, so that the line to the hub stays full to the end.
 
-    From the end of the longest list: its owner comes from the start. The last chunk of a list is
-    left to its owner, who begins it before we could say so.
+    From the end of the longest list: its owner comes from the start. What the owner may begin in
+    one go is left to it: it does so before we could say that we did.
     """
     view = draft.view
     announced = Bitfield(candidates.length)
@@ -423,7 +425,7 @@ def _plan_theft(draft: _Draft, candidates: Bitfield, source_id: str) -> None:
     ours = [
         (len(indexes), index)
         for owner, indexes in lists.items()
-        for index in indexes[1:]
+        for index in indexes[draft.begun_at_once :]
         if draft.owners.next_owner_of(index, [owner]) == view.self_id
     ]
     if ours:

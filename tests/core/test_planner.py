@@ -655,11 +655,15 @@ def test_plan_idle_member_takes_over_what_a_busy_owner_has_not_begun() -> None:
     assert plan(replace(view, may_steal=True, stalled={SELF_ID})) == []
 
 
-def test_plan_last_chunk_of_an_owner_is_left_to_it() -> None:
-    """It begins it before anybody could say that he does."""
+@pytest.mark.parametrize(("left_count", "is_taken"), [(1, False), (4, False), (5, True)])
+def test_plan_what_an_owner_may_begin_at_once_is_left_to_it(
+    left_count: int, is_taken: bool
+) -> None:
+    """Of two members each has four connections: so much it begins before anybody could say so."""
     other = make_id(1)
     count = 32
-    last = find_list(other, [SELF_ID, other], count)[-1]
-    mine = Bitfield.of(count, [i for i in range(count) if i != last])
+    left = find_list(other, [SELF_ID, other], count)[-left_count:]
+    mine = Bitfield.of(count, [i for i in range(count) if i not in left])
     peer = make_peer(1, Bitfield(count), is_fetching=True, can_fetch_upstream=True)
-    assert plan(make_view(count, peer, have=mine, may_steal=True)) == []
+    requests = plan(make_view(count, peer, have=mine, may_steal=True))
+    assert chunks_of(requests) == (left[-1:] if is_taken else [])
