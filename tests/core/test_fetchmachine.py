@@ -574,9 +574,11 @@ def test_member_that_owns_and_does_not_move_loses_its_chunks() -> None:
     for run_id in list(machine.runs):
         end(machine, run_id, Outcome.CANCELLED)
     asked: set[int] = set()
+    were_stalled: set[str] = set()
     for step in range(80):
         now_s = 101.0 + step / 8
         actions = look(machine, member, now_s=now_s, can_fetch_upstream=True)
+        were_stalled |= machine.stalled
         asked |= {i for r in asks_of(actions) for i in r.chunk_indexes}
         for run_id, run in list(machine.runs.items()):
             for index in run.request.chunk_indexes:
@@ -586,7 +588,7 @@ def test_member_that_owns_and_does_not_move_loses_its_chunks() -> None:
         machine._pace.moved_bytes += PROGRESS_BYTES_MIN
         if step == 8:
             assert asked < set(range(32))
-    assert machine.stalled <= {A}
+    assert were_stalled == {A}
     assert asked == set(range(32))
 
 

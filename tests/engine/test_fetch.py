@@ -324,6 +324,7 @@ async def test_peer_that_vanishes_midway_is_replaced(
     counts = active.fetch.state.bytes_from
     assert counts["peer"] >= 2 * CHUNK_BYTES
     assert counts["peer"] + counts["upstream"] == len(WEIGHTS)
+    assert hub.stats.path_bytes[KEY] == counts["upstream"]
 
 
 @pytest.mark.parametrize("status", [425, 503])

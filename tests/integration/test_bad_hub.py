@@ -8,7 +8,6 @@ Source: issue "the swarm", degrees of failure.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -28,11 +27,6 @@ from tests.integration.trial import (
     begin,
     finish,
     list_blamed,
-)
-
-# Long by their leases and time-outs: P2PCACHE_SLOW=1, as in `make degrees`.
-LONG = pytest.mark.skipif(
-    not os.environ.get("P2PCACHE_SLOW"), reason="long: P2PCACHE_SLOW=1, as in make degrees"
 )
 
 # Slow enough for something to happen midway.
@@ -72,7 +66,6 @@ def finish_all(trial: Trial, jobs: list[tuple[DaemonProcess, str]]) -> None:
         assert list_blamed(daemon) == set()
 
 
-@LONG
 def test_hub_that_is_away_for_a_while_is_sat_out(
     trial: Trial, hub: HubProcess, pair: list[DaemonProcess]
 ) -> None:
@@ -89,7 +82,6 @@ def test_hub_that_is_away_for_a_while_is_sat_out(
     trial.assert_upstream(hub, lost_bytes=len(pair) * REQUESTS_MAX * CUT_BYTES_MAX)
 
 
-@LONG
 def test_etag_that_changes_midway_changes_no_byte(
     trial: Trial, hub: HubProcess, pair: list[DaemonProcess]
 ) -> None:
@@ -101,7 +93,6 @@ def test_etag_that_changes_midway_changes_no_byte(
     trial.assert_upstream(hub)
 
 
-@LONG
 def test_branch_that_moves_midway_does_not_mix_two_commits(
     trial: Trial, hub: HubProcess, pair: list[DaemonProcess]
 ) -> None:
@@ -123,7 +114,6 @@ def test_branch_that_moves_midway_does_not_mix_two_commits(
     assert hub.stats()["body_bytes"] == sent
 
 
-@LONG
 def test_signed_address_that_expires_midway_is_renewed(
     trial: Trial, hub: HubProcess, pair: list[DaemonProcess]
 ) -> None:
