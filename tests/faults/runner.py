@@ -140,13 +140,17 @@ class Runner:
         }
 
 
+# One hub serves thousands of cases: it must not ask their daemons to go slowly.
+QUOTA_REQUESTS = 1_000_000_000
+
+
 @contextlib.contextmanager
 def open_runner(abilities: Abilities) -> Iterator[Runner]:
     """Start a hub, make a folder; remove both afterwards."""
     make_small()
     with fast_folder() as folder:
         WORLD.write_to(folder / "models")
-        with HubProcess(folder / "models") as hub:
+        with HubProcess(folder / "models", quota_requests=QUOTA_REQUESTS) as hub:
             assert threading.active_count() == 1, "a process that forks has one thread"
             lab = Lab(
                 Stages(folder / "stages", hub.url), hub.url, has_vfs=abilities.has(SQLITE_CALLS)

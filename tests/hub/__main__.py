@@ -19,6 +19,7 @@ from tests.hub.catalog import load_directory
 from tests.hub.content import LFS_THRESHOLD_BYTES
 from tests.hub.faults import Faults
 from tests.hub.listener import HOST
+from tests.hub.quota import QUOTA_REQUESTS
 from tests.hub.server import Hub
 from tests.hub.state import PAGE_SIZE
 
@@ -41,6 +42,7 @@ def parse_arguments() -> argparse.Namespace:
         "--token", action="append", default=[], help="valid token, allowed to read everything"
     )
     parser.add_argument("--faults", type=json.loads, default={}, help="JSON object of switches")
+    parser.add_argument("--quota", type=int, default=QUOTA_REQUESTS, help="requests in 5 minutes")
     parser.add_argument("--tls", type=Path, help="PEM file of a key and its certificates")
     return parser.parse_args()
 
@@ -67,6 +69,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         cdn_port=arguments.cdn_port,
         tls=tls,
         host=arguments.host,
+        quota_requests=arguments.quota,
     )
     hub.set_faults(**arguments.faults)
     ended = asyncio.Event()

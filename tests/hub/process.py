@@ -43,6 +43,7 @@ class HubProcess:
         tls: Path | None = None,
         prefix: Iterable[str] = (),
         host: str | None = None,
+        quota_requests: int | None = None,
     ) -> None:
         self._command = [*prefix, sys.executable, "-m", "tests.hub", "--dir", str(directory)]
         self._command += ["--port", str(port), "--cdn-port", str(cdn_port)]
@@ -52,6 +53,8 @@ class HubProcess:
             self._command += ["--rate", str(rate_bytes_per_s)]
         if page_size is not None:
             self._command += ["--page-size", str(page_size)]
+        if quota_requests is not None:
+            self._command += ["--quota", str(quota_requests)]
         if tls is not None:
             self._command += ["--tls", str(tls)]
         for option, values in (("--private", private), ("--gated", gated), ("--token", tokens)):

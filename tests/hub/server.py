@@ -23,6 +23,7 @@ from tests.hub.catalog import Catalog
 from tests.hub.control import PREFIX, answer_control
 from tests.hub.faults import Faults, FaultState
 from tests.hub.listener import HOST, PortListener
+from tests.hub.quota import QUOTA_REQUESTS, WINDOW_S, Quota
 from tests.hub.repository import Repository
 from tests.hub.state import PAGE_SIZE, PAGE_SIZE_EXPANDED, Call, HubState
 from tests.hub.stats import Listener, RecordedRequest, Stats
@@ -31,8 +32,6 @@ from tests.hub.target import Target, parse_target
 
 Answer = Callable[[Call], Awaitable[web.StreamResponse]]
 RECORD: web.RequestKey[RecordedRequest] = web.RequestKey("record", RecordedRequest)
-RATE_LIMIT_REQUESTS = 3000
-RATE_LIMIT_WINDOW_S = 300
 CLIENT_GONE_STATUS = 499
 POLL_S = 0.005
 WAIT_TIMEOUT_S = 10.0
@@ -73,6 +72,7 @@ class Hub:
         cdn_port: int = 0,
         tls: ssl.SSLContext | None = None,
         host: str = HOST,
+        quota_requests: int = QUOTA_REQUESTS,
     ) -> None:
         """
         Prepare a hub; nothing listens yet.
@@ -81,6 +81,7 @@ class Hub:
             tls: Speak https with it, on the hub's and the storage's port.
             tokens: Tokens that are valid though no repository allows them in particular.
             faults: What set_faults() goes back to.
+            quota_requests: Requests of each kind that a window has; said, not enforced.
             host: Where the hub and the storage listen; control stays on loopback.
         """
         state = FaultState(faults or Faults())
@@ -88,6 +89,7 @@ class Hub:
         self.state = HubState(catalog, state, page_size, page_size_expanded)
         self._scheme = "http" if tls is None else "https"
         self._host = host
+        self._quotas = {kind: Quota(quota_requests) for kind in ("api", "resolvers")}
         self._hub = PortListener(self._answer_hub, self._decorate, port, tls, host)
         self._cdn = PortListener(self._answer_cdn, self._decorate, cdn_port, tls, host)
         self._control = PortListener(self._answer_control, self._decorate, 0)
@@ -240,10 +242,11 @@ class Hub:
         record.status = response.status
         if record.listener == "hub":
             name = "resolvers" if record.route.startswith("resolve") else "api"
-            left = max(RATE_LIMIT_REQUESTS - self.state.stats.requests_total, 1)
+            quota = self._quotas[name]
+            left, ends_in_s = quota.use()
             left = 0 if response.status == 429 else left
-            response.headers["RateLimit"] = f'"{name}";r={left};t={RATE_LIMIT_WINDOW_S}'
-            policy = f'"fixed window";"{name}";q={RATE_LIMIT_REQUESTS};w={RATE_LIMIT_WINDOW_S}'
+            response.headers["RateLimit"] = f'"{name}";r={left};t={ends_in_s}'
+            policy = f'"fixed window";"{name}";q={quota.requests};w={WINDOW_S}'
             response.headers["RateLimit-Policy"] = policy
             response.headers["X-Powered-By"] = "huggingface-moon"
             response.headers["Access-Control-Expose-Headers"] = EXPOSED
