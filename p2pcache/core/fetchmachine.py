@@ -222,15 +222,14 @@ class FetchMachine:
         return []
 
     def _find_needless(self) -> list[int]:
-        """Return the runs, marked as cancelled, of which every chunk is here by now."""
-        needless = []
-        for run_id, run in self.runs.items():
-            if run.is_cancelled or not all(i in self.have for i in run.request.chunk_indexes):
-                continue
-            if run.stored_bytes < self.layout.span_of(run.request.first, run.request.last)[1]:
-                run.is_cancelled = True
-                needless.append(run_id)
-        return needless
+        """Return the runs of which every chunk is here by now, though they did not bring all."""
+        return [
+            run_id
+            for run_id, run in self.runs.items()
+            if not run.is_cancelled
+            and all(i in self.have for i in run.request.chunk_indexes)
+            and run.stored_bytes < self.layout.span_of(run.request.first, run.request.last)[1]
+        ]
 
     # --- runs ---
 
@@ -347,18 +346,19 @@ class FetchMachine:
             ownership=self._ownership,
             is_fenced=is_fenced,
         )
-        over = [*self._find_needless(), *self._find_outdone(peers)]
-        actions: list[Action] = [Cancel(run_id) for run_id in over]
+        over = dict.fromkeys([*self._find_needless(), *self._find_outdone(peers)])
+        for run_id in over:
+            self.runs[run_id].is_cancelled = True
         is_endgame = (self.have | self.inflight).is_full()
         overdue = self._find_overdue(now_s, is_endgame=is_endgame)
         can_ask_hub = view.can_fetch_upstream and not is_fenced
-        stolen = [
+        given_up = [
             run_id
             for run_id in overdue
-            if self._is_hopeless(run_id, peers, now_s, can_ask_hub=can_ask_hub)
+            if self._try_give_up(run_id, peers, now_s, can_ask_hub=can_ask_hub)
         ]
-        actions += [Cancel(run_id) for run_id in stolen]
-        doubled = [self._present_chunk(self.runs[r]) for r in overdue if r not in stolen]
+        actions: list[Action] = [Cancel(run_id) for run_id in (*over, *given_up)]
+        doubled = [self._present_chunk(self.runs[r]) for r in overdue if r not in given_up]
         doubled = [i for i in doubled if self._pace.extra.may_spend(self.layout.length_of(i))]
         view = replace(view, overdue=doubled[:1])
         requests = plan_requests(view, limits=self._limits, random=self._random)
@@ -497,11 +497,11 @@ class FetchMachine:
         """Return the chunk that a run is bringing now."""
         return next((i for i in run.request.chunk_indexes if i not in self.have), run.request.last)
 
-    def _is_hopeless(
+    def _try_give_up(
         self, run_id: int, peers: Sequence[PeerView], now_s: float, *, can_ask_hub: bool
     ) -> bool:
         """
-        Return whether to give up an overdue run for another source, and mark it so.
+        Give up an overdue run for another source, if there is one; return whether.
 
         It costs the bytes that came, once, instead of a chunk that comes twice.
         """
@@ -542,7 +542,6 @@ class FetchMachine:
             if not left:
                 continue
             if run.request.is_stolen and self._is_owner_on_it(left[0], peers):
-                run.is_cancelled = True
                 outdone.append(run_id)
                 continue
             is_nearly_here = partial_bytes > KEPT_SHARE * self.layout.length_of(left[0])
@@ -551,7 +550,6 @@ class FetchMachine:
             # Only who has given us something: a lie must not cost bytes of the hub.
             proven = [p for p in peers if p.rate_bps]
             if all(any(i in p.have for p in proven) for i in left):
-                run.is_cancelled = True
                 outdone.append(run_id)
         return outdone
 

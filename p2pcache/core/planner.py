@@ -249,8 +249,8 @@ def plan_requests(view: FetchView, *, limits: PlannerLimits, random: Random) -> 
 def _plan_second_sources(draft: _Draft) -> None:
     """Ask a second source for chunks in flight that a reader waits for, or that take too long."""
     view = draft.view
-    starving = dict.fromkeys(view.starving)  # two readers may wait for one chunk
-    for index in [*starving, *(i for i in view.overdue if i not in starving)]:
+    starving = set(view.starving)
+    for index in dict.fromkeys([*view.starving, *view.overdue]):  # two may wait for one chunk
         asked = view.asked.get(index, frozenset())
         if index not in view.inflight or index in view.have or len(asked) != 1:
             continue

@@ -102,7 +102,7 @@ def skip_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
 def double_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every chunk under way is overdue, and may be asked for twice."""
     monkeypatch.setattr(ExtraBytes, "may_spend", lambda *_: True)
-    monkeypatch.setattr(FetchMachine, "_is_hopeless", lambda *_, **__: False)
+    monkeypatch.setattr(FetchMachine, "_try_give_up", lambda *_, **__: False)
     monkeypatch.setattr("p2pcache.core.pace.OVERDUE_UNMEASURED_S", 0.0)
     monkeypatch.setattr("p2pcache.core.pace.OVERDUE_S_MIN", 0.0)
     monkeypatch.setattr("p2pcache.core.pace.OVERDUE_FACTOR", 0.0)
