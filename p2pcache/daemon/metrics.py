@@ -83,14 +83,18 @@ class Metrics:
 
     async def show(self, request: web.Request) -> web.Response:
         """Answer `/metrics`."""
-        context = self._cache.context
-        count, size_bytes = await context.index.call(lambda index: index.blobs.measure())
-        adopted = await context.index.call(lambda index: index.inventory.measure_adopted())
-        partial_bytes = await context.in_bulk(context.store.measure_partials)
-        evictor = self._cache.space.evictor
-        states = Counter(job.state.value for job in self._downloads.list_all())
-        up = list(self._cache.swarm.iter_up())
         lines = [
+            *self._show_transfer(),
+            *await self._show_store(),
+            *self._show_swarm(),
+            *self._show_answers(),
+        ]
+        return web.Response(text="\n".join(lines) + "\n", content_type="text/plain")
+
+    def _show_transfer(self) -> list[str]:
+        context = self._cache.context
+        states = Counter(job.state.value for job in self._downloads.list_all())
+        return [
             *_family(
                 "p2pcache_bytes_total",
                 "counter",
@@ -115,6 +119,15 @@ class Metrics:
                 "Download jobs by state.",
                 {(("state", state),): float(n) for state, n in states.items()},
             ),
+        ]
+
+    async def _show_store(self) -> list[str]:
+        context = self._cache.context
+        count, size_bytes = await context.index.call(lambda index: index.blobs.measure())
+        adopted = await context.index.call(lambda index: index.inventory.measure_adopted())
+        partial_bytes = await context.in_bulk(context.store.measure_partials)
+        evictor = self._cache.space.evictor
+        return [
             *_family(
                 "p2pcache_store_bytes",
                 "gauge",
@@ -150,6 +163,12 @@ class Metrics:
                 "Bytes that this gave back.",
                 {(): float(evictor.evicted_bytes)},
             ),
+        ]
+
+    def _show_swarm(self) -> list[str]:
+        context = self._cache.context
+        up = list(self._cache.swarm.iter_up())
+        return [
             *_family(
                 "p2pcache_peers",
                 "gauge",
@@ -177,6 +196,10 @@ class Metrics:
                 "Times that the hub asked us to slow down.",
                 {(): float(context.budget.pauses_total)},
             ),
+        ]
+
+    def _show_answers(self) -> list[str]:
+        return [
             *_family(
                 "p2pcache_gateway_requests_total",
                 "counter",
@@ -186,13 +209,12 @@ class Metrics:
                     for (dialect, code), n in self._requests.items()
                 },
             ),
+            *self._residency.show(
+                "p2pcache_residency_seconds",
+                "histogram",
+                "Time to answer how much of a model is here.",
+            ),
         ]
-        lines += self._residency.show(
-            "p2pcache_residency_seconds",
-            "histogram",
-            "Time to answer how much of a model is here.",
-        )
-        return web.Response(text="\n".join(lines) + "\n", content_type="text/plain")
 
 
 def _family(name: str, kind: str, text: str, values: Mapping[Labels, float]) -> list[str]:
