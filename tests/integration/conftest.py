@@ -8,7 +8,10 @@ Source: sizes of sentence-transformers/all-MiniLM-L6-v2.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -79,3 +82,18 @@ def assert_same_files(folder: Path, models: Path) -> None:
     assert sorted(found) == sorted(expected)
     for name, path in found.items():
         assert path.read_bytes() == expected[name].read_bytes(), name
+
+
+@contextlib.contextmanager
+def mount_small_disk(folder: Path, size_mib: int) -> Iterator[Path]:
+    """Mount a real file system of so many MiB; skips the test where that cannot be."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size_mib}m", "tmpfs", str(folder)]
+    if subprocess.run(command, check=False, capture_output=True).returncode != 0:
+        pytest.skip("tmpfs cannot be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -23,7 +23,7 @@ from tests.daemons import DaemonProcess, wait_until
 from tests.discovery.link import run_ip
 from tests.hub import HubProcess
 from tests.integration.cable import OBSTACLE, cabled_host
-from tests.integration.conftest import MakeDaemon
+from tests.integration.conftest import MakeDaemon, mount_small_disk
 from tests.integration.trial import (
     CHUNK_BYTES,
     CUT_BYTES_MAX,
@@ -373,15 +373,8 @@ def test_two_daemons_with_one_name_harm_nobody(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a real file system of 128 MiB: three times the model."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", str(folder)]
-    if subprocess.run(command, check=False, capture_output=True).returncode != 0:
-        pytest.skip("tmpfs cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mount_small_disk(tmp_path / "disk", 128) as folder:
+        yield folder
 
 
 def fill(disk: Path) -> Path:

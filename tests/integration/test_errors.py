@@ -23,7 +23,7 @@ import pytest
 
 from tests.daemons import DaemonProcess, run_p2pcache, wait_until
 from tests.hub import HubProcess
-from tests.integration.conftest import MODEL, MakeDaemon, assert_same_files
+from tests.integration.conftest import MODEL, MakeDaemon, assert_same_files, mount_small_disk
 
 
 def assert_one_sentence(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -130,15 +130,8 @@ def test_corrupt_index_is_rebuilt_and_nothing_is_fetched_again(
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a real file system of 64 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
-    if subprocess.run(command, check=False, capture_output=True).returncode != 0:
-        pytest.skip("tmpfs cannot be mounted here")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mount_small_disk(tmp_path / "disk", 64) as folder:
+        yield folder
 
 
 def test_model_larger_than_the_disk_is_refused_before_the_first_byte(
@@ -158,14 +151,7 @@ def test_disk_that_fills_up_midway_is_an_error_and_keeps_what_is_there(
     hub: HubProcess, models: Path, tmp_path: Path
 ) -> None:
     """A disk that somebody else fills is one sentence; after making room the pull continues."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", str(disk)]
-    if subprocess.run(mount, check=False, capture_output=True).returncode != 0:
-        pytest.skip("tmpfs cannot be mounted here")
-    try:
+    with mount_small_disk(tmp_path / "disk", 300) as disk:
         daemon = DaemonProcess(disk / "store", upstream=hub.url)
         daemon.log_path = tmp_path / "log"
         with daemon:
@@ -177,8 +163,6 @@ def test_disk_that_fills_up_midway_is_an_error_and_keeps_what_is_there(
             result = daemon.pull(MODEL)
             assert result.returncode == 0, result.stderr
             assert_same_files(Path(result.stdout.splitlines()[-1]), models)
-    finally:
-        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 def test_interrupted_pull_keeps_what_was_fetched(
