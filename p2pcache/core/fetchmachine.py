@@ -381,6 +381,14 @@ class FetchMachine:
             seen.append(peer)
         return seen
 
+    def is_anyone_asked(self) -> bool:
+        """Return whether a run from a peer is under way."""
+        return any(run.request.source_id != UPSTREAM for run in self.runs.values())
+
+    def list_tried(self) -> list[str]:
+        """Return the peers that were asked and did not give what they were asked for."""
+        return list({**self.refused, **self.resting_until_s, **self.shunned_until_s})
+
     def is_anyone_resting(self, *, now_s: float) -> bool:
         """Return whether a peer that broke off or refused will be asked again soon."""
         soon_s = now_s + BROKEN_REST_S

@@ -107,7 +107,7 @@ class BlobFetch:
             return True
         # A peer that is paused gives no view, and may still be sending what it was asked for.
         machine = state.machine
-        if any(run.request.source_id != UPSTREAM for run in machine.runs.values()):
+        if machine.is_anyone_asked():
             return False
         return not state.view_peers(self._swarm.iter_up())
 
@@ -316,10 +316,12 @@ class BlobFetch:
         state, machine = self.state, self.state.machine
         if state.failure is not None:
             raise state.failure
+        now_s = self._context.clock.monotonic_s()
+        if machine.is_anyone_asked():
+            self._hoped_s = now_s
         is_waiting = not dispatcher.is_idle or state.is_looking_here
         if is_waiting or not machine.patience.is_given_up():
             return
-        now_s = self._context.clock.monotonic_s()
         for view in machine.view(state.view_peers(self._swarm.iter_up()), now_s=now_s):
             is_stalled = view.peer_id in machine.stalled
             can_bring = view.is_fetching and view.can_fetch_upstream and not is_stalled
@@ -339,11 +341,12 @@ class BlobFetch:
                 f"{state.order.location.what}: what peer {names} gave is not the file, and nobody "
                 "else has it; ask again when the hub or another peer is there."
             ) from error
-        if not machine.refused and not machine.resting_until_s:
+        tried = machine.list_tried()
+        if not tried:
             raise error
         raise NoSourceError(
             f"Nobody could give all of {state.order.location.what}: {error}",
-            tried=(UPSTREAM, *machine.refused, *machine.resting_until_s),
+            tried=(UPSTREAM, *tried),
         ) from error
 
     async def _drop_doubtful(self, dispatcher: Dispatcher, table: ChunkTable, attempt: int) -> None:

@@ -22,6 +22,7 @@ from p2pcache.engine import fetch
 from p2pcache.errors import (
     IntegrityError,
     NoSourceError,
+    NotFoundError,
     P2PCacheError,
     SourceError,
     StoreFullError,
@@ -506,3 +507,44 @@ async def test_hanging_peers_do_not_hold_up_the_disk(
     for peer in peers:
         await peer.stop()
     await active.result()
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_peer_that_falls_silent_is_waited_for_a_moment(
+    make_cache: MakeCache, hub: Hub, make_peer: MakePeer, comes_back: bool
+) -> None:
+    """Without a hub, a pull outlives a restart of its only source, and not its end."""
+    clock = ManualClock()
+    engine = await make_cache(clock=clock)
+    await engine.find(REPO, NAME)
+    peer = await make_peer(WEIGHTS)
+    peer.hangs_runs = True
+    await engine.meet(peer.address)
+    active = await engine.start_fetch(REPO, NAME)
+    await eventually(lambda: peer.runs, "a run from the peer")
+    hub.set_faults(refuse_status=503, routes=["resolve", "cdn"])
+    machine = active.fetch.state.machine
+    failure = NotFoundError("The hub has it no more.")
+    machine.patience.note_failure(failure, now_s=clock.monotonic_s())
+    await peer.stop()
+    await eventually(lambda: not machine.runs, "the run breaks off")
+    clock.advance(fetch.HOPE_S - 0.5)
+    await asyncio.wait({active.task}, timeout=2 * fetch.REPLAN_INTERVAL_S)
+    assert not active.is_done
+
+    def move_on() -> bool:
+        clock.advance(0.1)
+        return active.is_done
+
+    if comes_back:
+        peer.hangs_runs = False
+        exchanges_before = len(peer.exchanges)
+        await peer.start()
+        await eventually(lambda: len(peer.exchanges) > exchanges_before, "it is heard again")
+        await eventually(move_on, "the end")
+        await active.result()
+        assert is_published(engine)
+    else:
+        await eventually(move_on, "the end of hope")
+        with pytest.raises(NoSourceError, match="Nobody could give"):
+            await active.result()
