@@ -40,6 +40,7 @@ from p2pcache.core.planner import (
     RunRequest,
     plan_requests,
 )
+from p2pcache.core.readers import Readers
 from p2pcache.core.tenure import LEASE_S, Tenure
 from p2pcache.core.transitions import (
     BROKEN_REST_S,
@@ -59,10 +60,6 @@ if TYPE_CHECKING:
 REFUSALS_IN_A_ROW_MAX = 3
 # One that says "busy" is believed for longer, and not for ever: it may hold up what others have.
 BUSY_IN_A_ROW_MAX = 12
-# HTTP clients give up after 10 s without a byte; a reader that has waited this long is helped.
-READER_PATIENCE_S = 2.0
-# Chunks ahead of a reader that are asked for first.
-READER_WINDOW_CHUNKS = 8
 # Nobody takes over what owners have not begun before they could say what they begin with.
 STEAL_AFTER_S = 1.0
 # A chunk without another holder is taken from the hub if the rest would take so much longer yet.
@@ -128,8 +125,7 @@ class FetchMachine:
         self.intent = Bitfield(count)
         self.asked: dict[int, set[str]] = {}
         self.runs: dict[int, Run] = {}
-        # reader → (the chunk it waits for, since when)
-        self.readers: dict[int, tuple[int, float]] = {}
+        self.readers = Readers()
         self.patience = Patience()
         self.refused: dict[str, Bitfield] = {}
         self.resting_until_s: dict[str, float] = {}
@@ -326,6 +322,7 @@ class FetchMachine:
         peers = self.view(look.peers, now_s=now_s)
         self._watch(peers, now_s, is_distrusted=look.is_distrusted)
         is_fenced = self._is_fenced(peers, now_s)
+        starving = self.readers.find_starving(self.have, now_s=now_s)
         view = FetchView(
             self.blob,
             self.layout,
@@ -335,8 +332,8 @@ class FetchMachine:
             peers,
             look.upstream_requests_inflight,
             look.can_fetch_upstream and self.patience.may_ask(now_s),
-            starving=self.find_starving(now_s=now_s),
-            next_for_readers=self.find_next_for_readers(),
+            starving=starving,
+            next_for_readers=self.readers.find_next(self.have.length),
             asked=self.asked,
             stalled=self.stalled,
             lapsed=self._lapsed,
@@ -346,7 +343,9 @@ class FetchMachine:
             ownership=self._ownership,
             is_fenced=is_fenced,
         )
-        over = dict.fromkeys([*self._find_needless(), *self._find_outdone(peers)])
+        over = dict.fromkeys(
+            [*self._find_needless(), *self._find_outdone(peers), *self._find_in_the_way(starving)]
+        )
         for run_id in over:
             self.runs[run_id].is_cancelled = True
         is_endgame = (self.have | self.inflight).is_full()
@@ -561,26 +560,27 @@ class FetchMachine:
                 outdone.append(run_id)
         return outdone
 
+    def _find_in_the_way(self, starving: Iterable[int]) -> list[int]:
+        """
+        Return the runs of the hub in which a reader's chunk would come late.
+
+        What came of them is kept, and the next run begins with the reader's chunk.
+        """
+        return [
+            run_id
+            for run_id, run in self.runs.items()
+            if run.request.source_id == UPSTREAM
+            and not run.is_cancelled
+            and any(
+                index in run.request.chunk_indexes and index != self._present_chunk(run)
+                for index in starving
+            )
+        ]
+
     def _is_owner_on_it(self, index: int, peers: Sequence[PeerView]) -> bool:
         """Return whether the owner of a chunk that we took over has begun it at the same time."""
         owner = self._ownership.owner_of(index)
         return any(p.peer_id == owner and index in p.intent for p in peers)
-
-    # --- readers ---
-
-    def find_starving(self, *, now_s: float) -> list[int]:
-        """Return the chunks that a reader has waited for too long."""
-        return [
-            index
-            for index, since_s in self.readers.values()
-            if now_s - since_s > READER_PATIENCE_S and index not in self.have
-        ]
-
-    def find_next_for_readers(self) -> list[int]:
-        """Return the chunks that readers need next, nearest first."""
-        starts = {index for index, _ in self.readers.values()}
-        ahead = [start + n for n in range(READER_WINDOW_CHUNKS) for start in starts]
-        return list(dict.fromkeys(index for index in ahead if index < self.have.length))
 
 
 def _is_standing(run: Run, length: int, partial_bytes: int, now_s: float) -> bool:

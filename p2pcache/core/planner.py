@@ -56,6 +56,8 @@ class PlannerLimits:
     swarm_upstream_requests_max: int = 8
     # What one daemon alone may have under way.
     upstream_requests_inflight_max: int = 8
+    # And so many more for readers that have waited too long: long runs leave no slot for minutes.
+    upstream_reader_requests_max: int = 2
     # Share of the fastest peer's weight that an unmeasured or slow peer keeps: newcomers are tried.
     weight_floor: float = 0.1
     # A peer below this share of the fastest is of the slow class: asked for what nobody else has.
@@ -180,7 +182,8 @@ class _Draft:
         self.begun_at_once = most if self.lone is None else self.runs_a_peer
         inflight, free = view.upstream_requests_inflight, view.upstream_free
         self.slots[UPSTREAM] = min(free, max(0, most - inflight))
-        self.urgent_slots = min(free, limits.upstream_requests_inflight_max - inflight)
+        urgent = limits.upstream_requests_inflight_max + limits.upstream_reader_requests_max
+        self.urgent_slots = min(free, urgent - inflight)
         if not view.can_fetch_upstream:
             self.slots[UPSTREAM] = self.urgent_slots = 0
 

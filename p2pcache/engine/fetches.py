@@ -119,15 +119,12 @@ class ActiveFetch:
     def note_reader(self, reader_id: int, chunk_index: int) -> None:
         """Say which chunk a reader waits for."""
         readers = self.fetch.state.machine.readers
-        now_s = self._clock.monotonic_s()
-        before = readers.get(reader_id)
-        if before is None or before[0] != chunk_index:
-            readers[reader_id] = (chunk_index, now_s)
+        if readers.note(reader_id, chunk_index, now_s=self._clock.monotonic_s()):
             self.fetch.note_reader_moved()
 
     def forget_reader(self, reader_id: int) -> None:
         """Say that a reader left."""
-        self.fetch.state.machine.readers.pop(reader_id, None)
+        self.fetch.state.machine.readers.forget(reader_id)
 
 
 class Fetches:

@@ -32,8 +32,6 @@ from p2pcache.core.fetchmachine import (
     BUSY_IN_A_ROW_MAX,
     FENCE_S_MAX,
     OVERDUE_REST_S,
-    READER_PATIENCE_S,
-    READER_WINDOW_CHUNKS,
     REFUSALS_IN_A_ROW_MAX,
     FetchMachine,
 )
@@ -48,6 +46,7 @@ from p2pcache.core.pace import (
     Pace,
 )
 from p2pcache.core.planner import UPSTREAM, PeerView, PlannerLimits, RunRequest
+from p2pcache.core.readers import READER_PATIENCE_S
 from p2pcache.core.tenure import LEASE_S, PROGRESS_BYTES_MIN
 from p2pcache.core.transitions import (
     BROKEN_REST_S,
@@ -234,7 +233,7 @@ class AnyEvents(RuleBasedStateMachine):
     @rule(reader=st.integers(0, 2), index=st.integers(0, chunks - 1))
     def read(self, reader: int, index: int) -> None:
         """A reader waits for a chunk."""
-        self.machine.readers[reader] = (index, self.now_s)
+        self.machine.readers.note(reader, index, now_s=self.now_s)
 
     @rule(duration_s=st.sampled_from([0.01, 0.5, 3.0, 8.0, 70.0]))
     def wait(self, duration_s: float) -> None:
@@ -542,23 +541,31 @@ def test_reader_that_waits_too_long_gets_its_chunk_from_the_hub() -> None:
     """Whoever owns it, and although it is on its way from a peer already."""
     machine = make_machine(1)
     slow = begin_slow_run(machine)
-    machine.readers[1] = (0, 100.0)
+    machine.readers.note(1, 0, now_s=100.0)
     early_s, late_s = 100.0 + READER_PATIENCE_S, 100.1 + READER_PATIENCE_S
     assert look(machine, slow, now_s=early_s, can_fetch_upstream=True) == []
     rescue = RunRequest(UPSTREAM, 0, 0, is_second_source=True)
     assert asks_of(look(machine, slow, now_s=late_s, can_fetch_upstream=True)) == [rescue]
     store(machine, 0, 2, late_s)
-    assert machine.find_starving(now_s=late_s) == []
+    assert machine.readers.find_starving(machine.have, now_s=late_s) == []
 
 
-def test_readers_next_chunks_are_those_after_their_places() -> None:
-    """The nearest of all readers first, none twice, none beyond the end."""
-    machine = make_machine(100)
-    machine.readers = {1: (10, 0.0), 2: (11, 0.0), 3: (98, 0.0)}
-    ahead = machine.find_next_for_readers()
-    assert set(ahead[:3]) == {10, 11, 98}
-    assert len(ahead) == len(set(ahead))
-    assert set(ahead) == {*range(10, 11 + READER_WINDOW_CHUNKS), 98, 99}
+@pytest.mark.parametrize(("waits_for", "is_cut"), [(0, False), (1, False), (2, True)])
+def test_reader_behind_a_long_run_of_the_hub_has_it_cut(waits_for: int, is_cut: bool) -> None:
+    """Unless its chunk is the one that comes; the next run begins with the reader's chunk."""
+    machine = make_machine(4, upstream_requests_inflight_max=1)
+    (first,) = asks_of(look(machine, can_fetch_upstream=True))
+    assert (first.first, first.last) == (0, 3)
+    store(machine, 0, 1, 100.0)
+    machine.readers.note(1, waits_for, now_s=100.0)
+    assert cancels_of(look(machine, now_s=100.0 + READER_PATIENCE_S, can_fetch_upstream=True)) == []
+    late_s = 100.1 + READER_PATIENCE_S
+    cancelled = cancels_of(look(machine, now_s=late_s, can_fetch_upstream=True))
+    assert cancelled == ([1] if is_cut else [])
+    if is_cut:
+        end(machine, 1, Outcome.CANCELLED, now_s=late_s)
+        again = asks_of(look(machine, now_s=late_s, can_fetch_upstream=True))
+        assert [(r.first, r.last) for r in again] == [(2, 2)]
 
 
 # --- leases and fences ---

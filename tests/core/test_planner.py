@@ -167,7 +167,8 @@ def test_plan_any_view_keeps_the_slots_of_each_source(
     for peer in view.peers:
         most = 1 if is_slow(peer, view, limits) else limits.peer_requests_inflight_max
         assert new[peer.peer_id] <= max(0, most - peer.requests_inflight)
-    free = max(0, limits.upstream_requests_inflight_max - view.upstream_requests_inflight)
+    most = limits.upstream_requests_inflight_max + limits.upstream_reader_requests_max
+    free = max(0, most - view.upstream_requests_inflight)
     assert new[UPSTREAM] <= (free if view.can_fetch_upstream else 0)
 
 
@@ -367,8 +368,8 @@ def test_plan_starving_chunk_goes_upstream_whoever_owns_it() -> None:
 
 
 def test_plan_starving_chunk_waits_when_upstream_has_no_slot() -> None:
-    """The budget of the hub holds for readers too."""
-    most = LIMITS.upstream_requests_inflight_max
+    """Readers have a few requests beyond the others' limit, and no more."""
+    most = LIMITS.upstream_requests_inflight_max + LIMITS.upstream_reader_requests_max
     view = make_view(8, starving=[3], upstream_requests_inflight=most)
     assert plan(view) == []
     one_slot = make_view(8, starving=[3, 5], upstream_requests_inflight=most - 1)

@@ -84,7 +84,7 @@ class Invariants:
         if not first_copies:
             return
         views = machine.view(look.peers, now_s=now_s)
-        starving = set(machine.find_starving(now_s=now_s))
+        starving = set(machine.readers.find_starving(machine.have, now_s=now_s))
         lapsed = machine._tenure.find_lapsed()
         for request in first_copies:
             for index in request.chunk_indexes:

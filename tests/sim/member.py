@@ -232,7 +232,7 @@ class Member:
             upstream_free=self.budget.count_free(now_s),
         )
         actions = state.machine.handle(look, now_s=now_s)
-        starving = state.machine.find_starving(now_s=now_s)
+        starving = state.machine.readers.find_starving(state.have, now_s=now_s)
         for action in actions:
             match action:
                 case Ask():
@@ -266,9 +266,9 @@ class Member:
         index = next((i for i in range(state.have.length) if i not in state.have), None)
         readers = state.machine.readers
         if index is None:
-            readers.clear()
-        elif 1 not in readers or readers[1][0] != index:
-            readers[1] = (index, self.now_s)
+            readers.forget(1)
+        else:
+            readers.note(1, index, now_s=self.now_s)
 
     def _is_hopeless(self, state: FetchState) -> bool:
         """Mirror BlobFetch._check_hope."""
