@@ -8,7 +8,7 @@ Source: fetchmachine.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from p2pcache.core.planner import UPSTREAM_FREE, PeerView, RunRequest
@@ -56,6 +56,7 @@ class Look:
         is_distrusted: Whether most members have banned us.
         upstream_free: How many requests to the hub may begin now.
         relays: Whether members pass on what they got from each other before all is proven.
+        crowd: All daemons that are known, when they are too many to talk to all of them.
     """
 
     peers: Sequence[PeerView]
@@ -65,6 +66,7 @@ class Look:
     is_distrusted: bool = False
     relays: bool = True
     upstream_free: int = UPSTREAM_FREE
+    crowd: Set[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

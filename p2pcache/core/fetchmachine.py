@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest
+from p2pcache.core.fence import Fence
 from p2pcache.core.fetchevents import (
     Accuse,
     Action,
@@ -60,16 +61,12 @@ if TYPE_CHECKING:
 REFUSALS_IN_A_ROW_MAX = 3
 # One that says "busy" is believed for longer, and not for ever: it may hold up what others have.
 BUSY_IN_A_ROW_MAX = 12
-# Nobody takes over what owners have not begun before they could say what they begin with.
-STEAL_AFTER_S = 1.0
 # A chunk without another holder is taken from the hub if the rest would take so much longer yet.
 STANDING_S = 2 * LEASE_S
 # Who was given up is not asked again at once: its queue is what made it late.
 OVERDUE_REST_S = 3.0
 # A run whose present chunk is further than this is not given up for another source.
 KEPT_SHARE = 0.5
-# After a freeze nothing is brought into the swarm before everybody was heard, or for so long.
-FENCE_S_MAX = 2.0
 # Leases are seconds; they are not judged at every look.
 WATCH_INTERVAL_S = 0.25
 # Looked at for who owes what; more would only find the same members again.
@@ -139,11 +136,9 @@ class FetchMachine:
         self._ownership = Ownership(blob)
         self._tenure = Tenure()
         self._next_run_id = 1
-        self._looked_s: float | None = None
-        self._fence_s: float | None = None
+        self.fence = Fence()
         self._watched_s: float | None = None
         self._lapsed: dict[int, set[str]] = {}
-        self._began_s: float | None = None
 
     def handle(self, event: Event, *, now_s: float) -> list[Action]:
         """Take in an event; return what to do, in order."""
@@ -321,7 +316,7 @@ class FetchMachine:
                 self._note_received(self.runs[run_id], received_bytes)
         peers = self.view(look.peers, now_s=now_s)
         self._watch(peers, now_s, is_distrusted=look.is_distrusted)
-        is_fenced = self._is_fenced(peers, now_s)
+        is_fenced = self.fence.look(peers, now_s=now_s)
         starving = self.readers.find_starving(self.have, now_s=now_s)
         view = FetchView(
             self.blob,
@@ -339,9 +334,10 @@ class FetchMachine:
             lapsed=self._lapsed,
             upstream_free=look.upstream_free,
             relays=look.relays,
-            may_steal=self._may_steal(now_s),
+            may_steal=self.fence.may_steal(),
             ownership=self._ownership,
             is_fenced=is_fenced,
+            expected=look.crowd if self.fence.is_settling() else frozenset(),
         )
         over = dict.fromkeys(
             [*self._find_needless(), *self._find_outdone(peers), *self._find_in_the_way(starving)]
@@ -465,28 +461,6 @@ class FetchMachine:
             if owner is not None:
                 owed.append((owner, index))
         return owed
-
-    def _may_steal(self, now_s: float) -> bool:
-        """Return whether the owners had the time to tell what they begin with."""
-        if self._began_s is None:
-            self._began_s = now_s
-        return now_s - self._began_s > STEAL_AFTER_S
-
-    def _is_fenced(self, peers: Sequence[PeerView], now_s: float) -> bool:
-        """
-        Return whether a freeze of ours has just ended, and what others did meanwhile is unknown.
-
-        Who lost its leases while it did not run must not go on as if it had them.
-        """
-        if self._looked_s is not None and now_s - self._looked_s > LEASE_S:
-            self._fence_s = now_s
-        self._looked_s = now_s
-        if self._fence_s is None:
-            return False
-        heard = all(p.heard_s >= self._fence_s for p in peers if p.is_fetching)
-        if heard or now_s - self._fence_s > FENCE_S_MAX:
-            self._fence_s = None
-        return self._fence_s is not None
 
     # --- what takes too long ---
 

@@ -30,6 +30,10 @@ MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 # What a stranger may make us hold for one request: 10,000 entries of small blobs fit.
 EXCHANGE_BYTES_MAX = 8 * 1024 * 1024
 NAME_CHARS_MAX = 64
+# Of how many others one entry may tell: the owners of a blob, and as many again.
+CREW_WORDS_MAX = 24
+# What was true longer ago is no news; also keeps the number small.
+CREW_AGE_MS_MAX = 60_000
 # Not all zeros: have-records write the hub so, whose chunks are doubted last.
 _PEER_ID = re.compile(r"(?!0{32})[0-9a-f]{32}", re.ASCII)
 _PEER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -147,12 +151,48 @@ def _get_layout_id(message: object) -> LayoutId:
 
 
 @dataclass(frozen=True, slots=True)
+class CrewWord:
+    """
+    What the speaker knows of another member: what that had received, and whether it could ask
+    the hub, `age_ms` ago.
+    """
+
+    peer_id: str
+    received_bytes: int
+    age_ms: int
+    can_fetch_upstream: bool
+
+    def to_json(self) -> list[object]:
+        """Return one word of an entry."""
+        return [self.peer_id, self.received_bytes, self.age_ms, self.can_fetch_upstream]
+
+    @classmethod
+    def from_json(cls, message: object) -> CrewWord:
+        """
+        Read one word of an entry.
+
+        Raises:
+            InputError: Malformed.
+        """
+        if not isinstance(message, list) or len(message) != 4:
+            raise InputError("A word on a member has an id, its bytes, their age and a flag.")
+        fields = dict(zip(("id", "received", "age", "upstream"), message, strict=True))
+        return cls(
+            _parse_peer_id(get_text(fields, "id")),
+            get_whole(fields, "received"),
+            get_whole(fields, "age", maximum=CREW_AGE_MS_MAX),
+            _get_flag(fields, "upstream"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class SwarmEntry:
     """
     What one daemon says of one blob.
 
     `inflight` are the chunks that it fetches from upstream right now; `received_bytes` moves
-    while it makes progress, so that a slow member is told from a dead one.
+    while it makes progress, so that a slow member is told from a dead one. `crew` tells of the
+    blob's owners, to those who do not talk to them.
     """
 
     blob: BlobDigest
@@ -162,9 +202,11 @@ class SwarmEntry:
     is_fetching: bool = False
     can_fetch_upstream: bool = False
     received_bytes: int = 0
+    crew: tuple[CrewWord, ...] = ()
 
     def to_json(self) -> Json:
         """Return one entry of an exchange."""
+        crew = {"crew": [word.to_json() for word in self.crew]} if self.crew else {}
         return {
             "blob": str(self.blob),
             "size": self.layout.size_bytes,
@@ -175,6 +217,7 @@ class SwarmEntry:
             "fetching": self.is_fetching,
             "upstream": self.can_fetch_upstream,
             "received": self.received_bytes,
+            **crew,
         }
 
     @classmethod
@@ -196,7 +239,15 @@ class SwarmEntry:
             _get_flag(message, "fetching"),
             _get_flag(message, "upstream"),
             get_whole(message, "received"),
+            _get_crew(message),
         )
+
+
+def _get_crew(message: object) -> tuple[CrewWord, ...]:
+    if not isinstance(message, dict) or "crew" not in message:
+        return ()
+    words = get_list(message, "crew", length_max=CREW_WORDS_MAX)
+    return tuple(CrewWord.from_json(word) for word in words)
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,8 @@ class FetchView:
     may_steal: bool = False
     # Whether what the others did lately is unknown: only readers are served then.
     is_fenced: bool = False
+    # Of many that may be starting now: whoever of them would be an owner begins.
+    expected: Set[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,7 @@ class _Draft:
         self.runs_a_peer = 1 if givers >= limits.many_peers else limits.peer_requests_inflight_max
         self.slots = {p.peer_id: self._free_of(p) for p in view.peers}
         moving = [p for p in view.peers if p.is_fetching and p.peer_id not in view.stalled]
-        self.members = len(moving)
+        self.members = max(len(moving), len(view.expected))
         share = -(-limits.swarm_upstream_requests_max // (1 + self.members))
         most = min(share, limits.upstream_requests_inflight_max)
         # First copies that a member of this swarm may begin in one go.
@@ -479,7 +481,7 @@ def find_owned(
     able = [p.peer_id for p in members if p.can_fetch_upstream or not is_upstream]
     if view.self_id not in view.stalled or not able:
         able.append(view.self_id)
-    owners.set_members(able)
+    owners.set_members([*able, *view.expected])
     owned = Bitfield(candidates.length)
     nearest = [i for i in view.next_for_readers if i in candidates]
     for index in chain(nearest, _in_our_order(view, candidates, owners)):

@@ -31,7 +31,7 @@ def find_place(blob: BlobDigest, member_id: str, count: int) -> int:
     return int.from_bytes(_score(member_id, str(blob)), "little") % count if count else 0
 
 
-def find_highest(blob: BlobDigest, member_ids: Iterable[str], count: int) -> list[str]:
-    """Return the `count` members with the highest scores for a blob as a whole, highest first."""
-    about = str(blob)
+def find_highest(key: BlobDigest | str, member_ids: Iterable[str], count: int) -> list[str]:
+    """Return the `count` members with the highest scores for a blob, or a name, highest first."""
+    about = str(key)
     return sorted(member_ids, key=lambda m: (_score(m, about), m), reverse=True)[:count]

@@ -115,15 +115,17 @@ class Dispatcher:
     def send_planned(self) -> None:
         """Let the machine look at the world, and do what it says."""
         budget, now_s = self._context.budget, self._context.clock.monotonic_s()
+        neighbourhood = self._swarm.neighbourhood
         self._tell(
             Look(
-                self._state.view_peers(self._swarm.iter_up()),
+                self._state.view_peers(self._swarm.iter_heard(self._state.order.blob)),
                 budget.requests_inflight,
                 budget.may_ask(now_s),
                 {run_id: run.sink.received_bytes for run_id, run in self._runs.items()},
                 is_distrusted=self._swarm.is_distrusted(),
                 relays=self._state.order.trusts_peers,
                 upstream_free=budget.count_free(now_s),
+                crowd=neighbourhood.known if neighbourhood.is_crowded else frozenset(),
             )
         )
 

@@ -322,7 +322,7 @@ class BlobFetch:
         is_waiting = not dispatcher.is_idle or state.is_looking_here
         if is_waiting or not machine.patience.is_given_up():
             return
-        for view in machine.view(state.view_peers(self._swarm.iter_up()), now_s=now_s):
+        for view in machine.view(state.view_peers(self._swarm.iter_heard(self.blob)), now_s=now_s):
             is_stalled = view.peer_id in machine.stalled
             can_bring = view.is_fetching and view.can_fetch_upstream and not is_stalled
             if can_bring or view.have & state.missing:

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field, replace
 
 from p2pcache.core.digest import BlobDigest
-from p2pcache.core.messages import SwarmEntry
+from p2pcache.core.messages import CREW_AGE_MS_MAX, CrewWord, SwarmEntry
 from p2pcache.core.planner import PeerView
 
 # What one peer may make us remember; the oldest entries go first.
@@ -58,6 +58,7 @@ class Peer:
     def hear(self, entry: SwarmEntry, *, now_s: float) -> bool:
         """Take in what the peer says of one blob; returns whether that changes what to ask for."""
         self.is_gone = False
+        entry = replace(entry, crew=())
         before = self._heard.pop(entry.blob, None)
         if before is not None:
             self.moved_bytes += max(0, entry.received_bytes - before.entry.received_bytes)
@@ -67,6 +68,31 @@ class Peer:
         return before is None or replace(before.entry, received_bytes=0) != replace(
             entry, received_bytes=0
         )
+
+    def hear_of(self, blob: BlobDigest, word: CrewWord, *, now_s: float) -> None:
+        """Take in what another says of this peer; its own newer word counts for more."""
+        heard = self._heard.get(blob)
+        heard_s = now_s - word.age_ms / 1000
+        if heard is None or heard.heard_s >= heard_s:
+            return
+        entry = heard.entry
+        received_bytes = max(word.received_bytes, entry.received_bytes)
+        self.moved_bytes += received_bytes - entry.received_bytes
+        changed = replace(
+            entry, received_bytes=received_bytes, can_fetch_upstream=word.can_fetch_upstream
+        )
+        self._heard[blob] = _Heard(changed, heard_s)
+
+    def speak_of(self, blob: BlobDigest, *, now_s: float) -> CrewWord | None:
+        """Return what others may hear of this peer; None if that is too old."""
+        heard = self._heard.get(blob)
+        if heard is None:
+            return None
+        age_ms = max(0, round((now_s - heard.heard_s) * 1000))
+        if age_ms > CREW_AGE_MS_MAX:
+            return None
+        entry = heard.entry
+        return CrewWord(self.peer_id, entry.received_bytes, age_ms, entry.can_fetch_upstream)
 
     def find_entry(self, blob: BlobDigest) -> SwarmEntry | None:
         """Return what the peer last said of a blob."""

@@ -21,9 +21,11 @@ from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
 from p2pcache.core.messages import ENTRIES_PER_EXCHANGE_MAX, Exchange, Hello, SwarmEntry
+from p2pcache.core.neighbours import Neighbourhood
 from p2pcache.core.rendezvous import find_owner
 from p2pcache.discovery.base import Candidate
 from p2pcache.engine.context import Context
+from p2pcache.engine.gossip import add_crew, filter_heard, find_fetching, hear_crew
 from p2pcache.engine.peer import Peer
 from p2pcache.engine.peerlink import PeerLink
 from p2pcache.errors import P2PCacheError, PeerGoneError
@@ -38,6 +40,12 @@ EXCHANGE_INTERVAL_MIN_S = 0.05
 EXCHANGE_INTERVAL_MAX_S = 1.0
 # Of all peers together: what a daemon may spend on talking, a few hundredths of a core.
 EXCHANGES_PER_S_MAX = 20.0
+# Who is no neighbour is visited this often, to notice that it is gone; of all of them together, no
+# more than so many a second.
+FAR_INTERVAL_S_MIN = 30.0
+FAR_VISITS_PER_S_MAX = 10.0
+# Who is near changes when peers come, go or start to fetch: often enough for a lease.
+NEIGHBOURS_INTERVAL_S = 0.5
 # A start waits this long for the first round of exchanges, and no longer.
 START_ROUND_S_MAX = 1.0
 # mDNS answers within a second; a fetch right after start waits for it once.
@@ -57,6 +65,15 @@ def is_private_address(host: str) -> bool:
     return (address.is_private or address.is_link_local) and not (
         address.is_multicast or address.is_unspecified
     )
+
+
+def find_pause_s(neighbourhood: Neighbourhood, peer_id: str | None, *, is_busy: bool) -> float:
+    """Return how long to wait between visits; peer_id is None where no peer of the table lives."""
+    if peer_id is None:
+        return PROBE_INTERVAL_S
+    if peer_id not in neighbourhood.near and neighbourhood.is_crowded:
+        return max(FAR_INTERVAL_S_MIN, len(neighbourhood.known) / FAR_VISITS_PER_S_MAX)
+    return EXCHANGE_INTERVAL_MAX_S if is_busy else PROBE_INTERVAL_S
 
 
 @dataclass(slots=True)
@@ -103,6 +120,8 @@ class Swarm:
         self._listeners: dict[BlobDigest, Callable[[], None]] = {}
         self._round = 0
         self._visited = asyncio.Event()
+        self._neighbourhood = Neighbourhood(context.settings.peer_id)
+        self._neighbourhood_s = -NEIGHBOURS_INTERVAL_S
 
     # --- life ---
 
@@ -153,16 +172,30 @@ class Swarm:
         self._listeners.pop(blob, None)
 
     def note_change(self) -> None:
-        """Tell the peers soon: something was received, begun or given up."""
+        """Tell the neighbours soon: something was received, begun or given up."""
+        near = self.neighbourhood.near
         for address in self._addresses.values():
-            address.wake.set()
+            if address.peer_id is None or address.peer_id in near:
+                address.wake.set()
+
+    @property
+    def neighbourhood(self) -> Neighbourhood:
+        """Return who is near, as it was a moment ago."""
+        now_s = self._context.clock.monotonic_s()
+        if now_s - self._neighbourhood_s >= NEIGHBOURS_INTERVAL_S:
+            self._neighbourhood_s = now_s
+            peers = self.peers.values()
+            fetching = {blob: find_fetching(blob, peers) for blob in self._reporters}
+            self._neighbourhood.update(self.peers, fetching)
+        return self._neighbourhood
 
     async def begin_round(self) -> None:
         """Exchange with every peer that is up, once, and wait for it a bounded time."""
         await self._settle()
         self._round += 1
         wanted = self._round
-        self.note_change()
+        for address in self._addresses.values():
+            address.wake.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(START_ROUND_S_MAX):
                 while any(a.round < wanted and self._is_home(a) for a in self._addresses.values()):
@@ -209,6 +242,10 @@ class Swarm:
         for peer in self.peers.values():
             if self._context.blame.find_ban(peer.peer_id, now_s=now_s) is None:
                 yield peer
+
+    def iter_heard(self, blob: BlobDigest) -> Iterable[Peer]:
+        """Iterate over those of them whose word on a blob counts."""
+        return filter_heard(blob, self.iter_up(), self.neighbourhood)
 
     def is_distrusted(self) -> bool:
         """Return whether most peers have banned us: a disk or a memory of ours is damaged."""
@@ -289,8 +326,11 @@ class Swarm:
         return hello.peer_id
 
     async def _pause(self, address: _Address) -> None:
-        is_busy = bool(self._reporters) and self._is_home(address)
-        interval_s = EXCHANGE_INTERVAL_MAX_S if is_busy else PROBE_INTERVAL_S
+        interval_s = find_pause_s(
+            self.neighbourhood,
+            address.peer_id if self._is_home(address) else None,
+            is_busy=bool(self._reporters),
+        )
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(interval_s):
                 await address.wake.wait()
@@ -304,7 +344,9 @@ class Swarm:
         if address.round < self._round:
             interval_s = EXCHANGE_INTERVAL_MIN_S
         else:
-            interval_s = max(EXCHANGE_INTERVAL_MIN_S, len(self.peers) / EXCHANGES_PER_S_MAX)
+            interval_s = max(
+                EXCHANGE_INTERVAL_MIN_S, len(self.neighbourhood.near) / EXCHANGES_PER_S_MAX
+            )
         return address.visited_s + interval_s - self._context.clock.monotonic_s()
 
     def _note_visitor(self, peer_id: str) -> None:
@@ -335,7 +377,12 @@ class Swarm:
         idle = [blob for blob in blobs if blob not in self._reporters]
         entries = await self._describe(idle) if idle else []
         reports = [self._reporters[blob]() for blob in blobs if blob in self._reporters]
-        entries += [entry for entry in reports if entry is not None]
+        now_s = self._context.clock.monotonic_s()
+        entries += [
+            add_crew(entry, self.neighbourhood, self.peers, now_s=now_s)
+            for entry in reports
+            if entry is not None
+        ]
         return Exchange(self.hello(), self.port, tuple(entries))
 
     # --- the table ---
@@ -364,6 +411,7 @@ class Swarm:
         now_s = self._context.clock.monotonic_s()
         for entry in entries:
             is_news = peer.hear(entry, now_s=now_s)
+            hear_crew(entry, self.neighbourhood, self.peers, now_s=now_s)
             listener = self._listeners.get(entry.blob)
             if listener is not None and is_news:
                 listener()

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest
+from p2pcache.core.fence import FENCE_S_MAX
 from p2pcache.core.fetchevents import (
     Accuse,
     Action,
@@ -30,7 +31,6 @@ from p2pcache.core.fetchevents import (
 )
 from p2pcache.core.fetchmachine import (
     BUSY_IN_A_ROW_MAX,
-    FENCE_S_MAX,
     OVERDUE_REST_S,
     REFUSALS_IN_A_ROW_MAX,
     FetchMachine,

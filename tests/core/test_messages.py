@@ -29,6 +29,9 @@ from p2pcache.core.layout import (
     Layout,
 )
 from p2pcache.core.messages import (
+    CREW_AGE_MS_MAX,
+    CREW_WORDS_MAX,
+    CrewWord,
     Exchange,
     Hello,
     Json,
@@ -87,7 +90,15 @@ def swarm_entries(draw: st.DrawFn) -> SwarmEntry:
         draw(st.booleans()),
         draw(st.booleans()),
         draw(st.integers(0, 1 << 62)),
+        tuple(draw(st.lists(crew_words(), max_size=3))),
     )
+
+
+def crew_words() -> st.SearchStrategy[CrewWord]:
+    """Any possible word on a member."""
+    ids = st.integers(1, (1 << 128) - 1).map(lambda number: f"{number:032x}")
+    ages = st.integers(0, CREW_AGE_MS_MAX)
+    return st.builds(CrewWord, ids, st.integers(0, 1 << 62), ages, st.booleans())
 
 
 def through_json(message: Json) -> object:
@@ -117,6 +128,25 @@ def test_exchange_unreadable_entries_are_left_out() -> None:
     wrong_bits = {**good.to_json(), "have": "/w=="}
     message["blobs"] = [None, other_layout, 7, good.to_json(), wrong_size, wrong_bits]
     assert Exchange.from_json(message).entries == (good,)
+
+
+@pytest.mark.parametrize(
+    "crew",
+    [
+        7,
+        [["a" * 32, 1, 1]],
+        [["x", 1, 1, True]],
+        [["a" * 32, -1, 1, True]],
+        [["a" * 32, 1, CREW_AGE_MS_MAX + 1, True]],
+        [["a" * 32, 1, 1, True]] * (CREW_WORDS_MAX + 1),
+    ],
+)
+def test_entry_with_malformed_words_on_members_is_refused(crew: object) -> None:
+    """Not a list, too short, no peer id, a number out of its range, too many."""
+    entry = SwarmEntry(BLOB, Layout(5).id, Bitfield(1), Bitfield(1)).to_json()
+    assert SwarmEntry.from_json(entry).crew == ()
+    with pytest.raises(InputError):
+        SwarmEntry.from_json({**entry, "crew": crew})
 
 
 def test_exchange_too_many_entries_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

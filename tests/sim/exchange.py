@@ -13,18 +13,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from p2pcache.core.messages import SwarmEntry
+from p2pcache.core.neighbours import Neighbourhood
+from p2pcache.engine.gossip import add_crew, find_fetching, hear_crew
 from p2pcache.engine.peer import Peer
 from p2pcache.engine.peerlink import REQUEST_S_MAX
 from p2pcache.engine.swarm import (
-    EXCHANGE_INTERVAL_MAX_S,
     EXCHANGE_INTERVAL_MIN_S,
     EXCHANGES_PER_S_MAX,
+    NEIGHBOURS_INTERVAL_S,
     PEER_SILENCE_S,
-    PROBE_INTERVAL_S,
     SETTLE_S,
     START_ROUND_S_MAX,
+    find_pause_s,
 )
-from tests.sim.setting import PEER_LATENCY_S
+from tests.sim.setting import BLOB, PEER_LATENCY_S
+from tests.sim.vice import Vice
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,26 +64,39 @@ class Exchange:
         self._quiet: dict[_Line, None] = {}
         self._visiting: dict[_Line, None] = {}
         self._round = 0
-        others = [other_id for other_id in member.swarm.members if other_id != member.id]
-        choose = member.swarm.setting.choose_neighbours
-        self._chosen = frozenset(choose(member.id, others))
+        self._neighbourhood = Neighbourhood(member.id)
+        self._neighbourhood_s = -60.0
         self._started_s = member.now_s
         self._on_settled: Callable[[], None] | None = None
         self._on_round: Callable[[], None] | None = None
 
     def add(self, other_id: str) -> None:
         """Begin to visit somebody."""
-        if other_id not in self._lines and other_id in self._chosen:
+        if other_id not in self._lines:
             line = self._lines[other_id] = _Line(other_id)
             self._plan(line)
 
-    def note_change(self) -> None:
-        """Tell everybody soon."""
-        for line in self._visiting:
-            line.is_woken = True
-        quiet, self._quiet = self._quiet, {}
-        for line in quiet:
-            self._plan(line)
+    @property
+    def neighbourhood(self) -> Neighbourhood:
+        """Return who is near, as it was a moment ago: Swarm.neighbourhood."""
+        now_s = self._member.now_s
+        if now_s - self._neighbourhood_s >= NEIGHBOURS_INTERVAL_S:
+            self._neighbourhood_s = now_s
+            fetching = {BLOB: find_fetching(BLOB, self.peers.values())}
+            self._neighbourhood.update(self.peers, fetching if self._member.is_reporting else {})
+        return self._neighbourhood
+
+    def note_change(self, *, is_round: bool = False) -> None:
+        """Tell the neighbours soon, or everybody."""
+        near = self.neighbourhood.near
+        for line in [*self._visiting, *self._quiet]:
+            if not is_round and line.other_id in self.peers and line.other_id not in near:
+                continue
+            if line in self._quiet:
+                del self._quiet[line]
+                self._plan(line)
+            else:
+                line.is_woken = True
 
     def begin_round(self, on_end: Callable[[], None]) -> None:
         """Exchange with everybody once; `on_end` is called after it, or a second."""
@@ -101,7 +117,7 @@ class Exchange:
         self._round += 1
         number = self._round
         self._on_round = on_end
-        self.note_change()
+        self.note_change(is_round=True)
 
         def give_up() -> None:
             if self._round == number:
@@ -136,7 +152,7 @@ class Exchange:
     def _next_visit_s(self, line: _Line) -> float:
         interval_s = EXCHANGE_INTERVAL_MIN_S
         if line.round >= self._round:
-            interval_s = max(interval_s, len(self.peers) / EXCHANGES_PER_S_MAX)
+            interval_s = max(interval_s, len(self.neighbourhood.near) / EXCHANGES_PER_S_MAX)
         return max(0.0, line.visited_s + interval_s - self._member.now_s)
 
     def _try_visit(self, line: _Line) -> None:
@@ -154,7 +170,7 @@ class Exchange:
         member, number = self._member, self._round
         other = member.swarm.members[line.other_id]
         self.begun += 1
-        entry = member.report() if member.is_reporting else None
+        entry = self._report() if member.is_reporting else None
         latency_s = PEER_LATENCY_S * member.random.uniform(1.0, 4.0)
         line.visit += 1
         visit = line.visit
@@ -212,14 +228,18 @@ class Exchange:
         self._quiet[line] = None
         line.pause += 1
         pause = line.pause
-        is_busy = self._member.is_reporting and line.other_id in self.peers
+        pause_s = find_pause_s(
+            self.neighbourhood,
+            line.other_id if line.other_id in self.peers else None,
+            is_busy=self._member.is_reporting,
+        )
 
         def end_pause() -> None:
             if line.pause == pause and line in self._quiet:
                 del self._quiet[line]
                 self._plan(line)
 
-        self._member.after(EXCHANGE_INTERVAL_MAX_S if is_busy else PROBE_INTERVAL_S, end_pause)
+        self._member.after(pause_s, end_pause)
 
     # --- what others say ---
 
@@ -239,7 +259,14 @@ class Exchange:
         line = self._lines.get(sender_id)
         if line is not None and line.round >= 0:
             line.visited_s = self._member.now_s
-        return None if entry is None else self._member.report()
+        return None if entry is None else self._report()
+
+    def _report(self) -> SwarmEntry | None:
+        """Return what we say of the blob and of its owners: Swarm._our_side."""
+        entry = self._member.report()
+        if entry is None or self._member.vice is not Vice.NONE:
+            return entry
+        return add_crew(entry, self.neighbourhood, self.peers, now_s=self._member.now_s)
 
     def _meet(self, other_id: str) -> Peer:
         peer = self.peers.get(other_id)
@@ -250,5 +277,7 @@ class Exchange:
 
     def _hear(self, other_id: str, entry: SwarmEntry | None) -> None:
         if entry is not None and other_id in self.peers:
-            self.peers[other_id].hear(entry, now_s=self._member.now_s)
+            now_s = self._member.now_s
+            self.peers[other_id].hear(entry, now_s=now_s)
+            hear_crew(entry, self.neighbourhood, self.peers, now_s=now_s)
             self._member.wake()

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import TYPE_CHECKING
 
-from tests.sim.member import Vice
 from tests.sim.setting import MEGABIT_BPS
 from tests.sim.swarm import WARM_UP_S
+from tests.sim.vice import Vice
 
 if TYPE_CHECKING:
     from tests.sim.member import Member

@@ -93,7 +93,7 @@ class Invariants:
                     failed = lapsed.get(index, set())
                     self._check_nobodys(member, views, index, failed)
                     if not request.is_stolen:
-                        self._check_owned(member, views, index, failed)
+                        self._check_owned(member, look, views, index, failed)
 
     def _check_nobodys(
         self, member: Member, views: Sequence[PeerView], index: int, failed: set[str]
@@ -109,7 +109,12 @@ class Invariants:
             self.fail(f"{name} brings chunk {index}, which another one announced")
 
     def _check_owned(
-        self, member: Member, views: Sequence[PeerView], index: int, failed: set[str]
+        self,
+        member: Member,
+        look: Look,
+        views: Sequence[PeerView],
+        index: int,
+        failed: set[str],
     ) -> None:
         state = member.state
         assert state is not None, "only a fetch asks"
@@ -120,7 +125,9 @@ class Invariants:
         able = [p.peer_id for p in members if p.can_fetch_upstream or lone is not None]
         if member.id not in stalled or not able:
             able.append(member.id)
-        crew = [m for m in find_highest(BLOB, able, OWNERS_MAX) if m not in failed]
+        if state.machine.fence.is_settling():
+            able += look.crowd
+        crew = [m for m in find_highest(BLOB, set(able), OWNERS_MAX) if m not in failed]
         # When all who count have failed with a chunk, it is anybody's.
         if crew and find_owner(BLOB, index, crew) != member.id:
             self.fail(f"member {member.number} brings chunk {index}, which it does not own")

@@ -10,7 +10,6 @@ Source: engine/fetch.py, engine/dispatch.py, engine/fetches.py (open_run), engin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from enum import Enum, auto
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ from p2pcache.core.upstream import UpstreamLocation
 from p2pcache.engine.budget import UpstreamBudget
 from p2pcache.engine.fetch import PROOF_ATTEMPTS_MAX, REPLAN_INTERVAL_S
 from p2pcache.engine.fetchstate import FetchOrder, FetchState
+from p2pcache.engine.gossip import filter_heard
 from p2pcache.engine.peer import Peer
 from p2pcache.errors import UpstreamRateLimitedError
 from tests.sim.exchange import Exchange
@@ -33,28 +33,13 @@ from tests.sim.network import Link
 from tests.sim.setting import BLOB
 from tests.sim.tally import Tally
 from tests.sim.transfers import Answer, Transfer, Transfers
+from tests.sim.vice import Vice
 
 if TYPE_CHECKING:
     from tests.sim.swarm import Swarm
 
 # A client that was told of a failure asks again after this long.
 ASK_AGAIN_S = 2.0
-
-
-class Vice(Enum):
-    """What is wrong with a member, if anything."""
-
-    NONE = auto()
-    # Every second chunk that it gives is not what it promised a moment before.
-    FORGES = auto()
-    # Every second chunk that it gives is as promised, and not the blob's.
-    POISONS = auto()
-    # Says that it has everything, and gives nothing.
-    BOASTS = auto()
-    # Announces that it fetches everything, for ever.
-    CLAIMS = auto()
-    # Announces nothing, and says that its bytes move, for ever.
-    LOAFS = auto()
 
 
 class Member:
@@ -223,13 +208,14 @@ class Member:
         number, now_s = self.looks, self.now_s
         self._move_reader(state)
         look = Look(
-            state.view_peers(self.iter_up()),
+            state.view_peers(self.iter_heard()),
             self.budget.requests_inflight,
             self.budget.may_ask(now_s),
             {run_id: t.received_bytes(now_s) for run_id, t in self.transfers.runs.items()},
             is_distrusted=self.exchange.is_distrusted(),
             relays=state.order.trusts_peers,
             upstream_free=self.budget.count_free(now_s),
+            crowd=hood.known if (hood := self.exchange.neighbourhood).is_crowded else frozenset(),
         )
         actions = state.machine.handle(look, now_s=now_s)
         starving = state.machine.readers.find_starving(state.have, now_s=now_s)
@@ -256,6 +242,10 @@ class Member:
             if self.blame.find_ban(peer.peer_id, now_s=now_s) is None:
                 yield peer
 
+    def iter_heard(self) -> Iterable[Peer]:
+        """Iterate over those of them whose word is recent: Swarm.iter_heard."""
+        return filter_heard(BLOB, self.iter_up(), self.exchange.neighbourhood)
+
     def bans(self, peer_id: str) -> bool:
         """Return whether a peer is banned here now."""
         return self.blame.find_ban(peer_id, now_s=self.now_s) is not None
@@ -275,7 +265,7 @@ class Member:
         machine = state.machine
         if self.transfers.runs or not machine.patience.is_given_up():
             return False
-        for view in machine.view(state.view_peers(self.iter_up()), now_s=self.now_s):
+        for view in machine.view(state.view_peers(self.iter_heard()), now_s=self.now_s):
             is_moving = view.peer_id not in machine.stalled
             if view.have & state.missing:
                 return False

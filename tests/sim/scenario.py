@@ -15,9 +15,9 @@ from random import Random
 
 from p2pcache.core.ownership import Ownership
 from tests.sim.faultplan import FAULTS, FaultPlan
-from tests.sim.member import Vice
 from tests.sim.setting import BLOB, MEGABIT_BPS, Setting
 from tests.sim.swarm import WARM_UP_S, Swarm
+from tests.sim.vice import Vice
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ dissemination" (2008).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from p2pcache.core.digest import BlobDigest
@@ -20,14 +19,6 @@ BLOB = BlobDigest("sha256", "ab" * 32)
 MEGABIT_BPS = 125_000
 # A local network's round trip is half a millisecond.
 PEER_LATENCY_S = 0.00025
-
-# (own id, ids of all others) → whom one visits
-NeighbourChoice = Callable[[str, Sequence[str]], Sequence[str]]
-
-
-def choose_everybody(_own_id: str, others: Sequence[str]) -> Sequence[str]:
-    """Visit everybody."""
-    return others
 
 
 @dataclass(slots=True)
@@ -51,7 +42,6 @@ class Setting:
     # Reads the blob from its start, with clients' impatience.
     readers: int = 0
     limits: PlannerLimits = field(default_factory=PlannerLimits)
-    choose_neighbours: NeighbourChoice = choose_everybody
 
     @property
     def layout(self) -> Layout:

@@ -14,10 +14,11 @@ from random import Random
 
 from p2pcache.core.planner import UPSTREAM
 from tests.sim.invariants import Invariants
-from tests.sim.member import Member, Vice
+from tests.sim.member import Member
 from tests.sim.network import Network
 from tests.sim.setting import Setting
 from tests.sim.upstream import Upstream
+from tests.sim.vice import Vice
 from tests.sim.world import World
 
 # After the last fault has ended, everybody has to be done within so many bounds and seconds: a

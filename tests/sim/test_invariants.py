@@ -19,9 +19,10 @@ from p2pcache.core.pace import ExtraBytes
 from p2pcache.core.tenure import Tenure
 from p2pcache.core.transitions import CONSEQUENCES, Consequence, Outcome
 from tests.sim.invariants import Violation
-from tests.sim.member import Member, Vice
+from tests.sim.member import Member
 from tests.sim.setting import MEGABIT_BPS, Setting
 from tests.sim.swarm import Swarm
+from tests.sim.vice import Vice
 
 Breaker = Callable[[pytest.MonkeyPatch], None]
 

@@ -1,0 +1,64 @@
+"""
+Owns what is told of a blob's owners to those who do not talk to them.
+
+Knows nothing of connections.
+Invariants: a peer's own word counts for more than what others say of it; nobody is met by hearsay.
+Source: design.md §9; core/neighbours.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from p2pcache.core.digest import BlobDigest
+from p2pcache.core.messages import SwarmEntry
+from p2pcache.core.neighbours import Neighbourhood
+from p2pcache.engine.peer import Peer
+
+# Of complete peers that are not near, so many are more than enough to receive from.
+FAR_COMPLETE_MAX = 4
+
+
+def find_fetching(blob: BlobDigest, peers: Iterable[Peer]) -> list[str]:
+    """Return the peers that said last that they fetch a blob."""
+    said = ((peer.peer_id, peer.find_entry(blob)) for peer in peers)
+    return [peer_id for peer_id, entry in said if entry is not None and entry.is_fetching]
+
+
+def filter_heard(
+    blob: BlobDigest, peers: Iterable[Peer], neighbourhood: Neighbourhood
+) -> Iterator[Peer]:
+    """
+    Iterate over the peers whose word on a blob counts.
+
+    It is recent; or it is that they hold all of it, which stays true.
+    """
+    far_complete = 0
+    for peer in peers:
+        if neighbourhood.counts(blob, peer.peer_id):
+            yield peer
+        elif (entry := peer.find_entry(blob)) is not None and entry.have.is_full():
+            far_complete += 1
+            if far_complete <= FAR_COMPLETE_MAX:
+                yield peer
+
+
+def add_crew(
+    entry: SwarmEntry, neighbourhood: Neighbourhood, peers: Mapping[str, Peer], *, now_s: float
+) -> SwarmEntry:
+    """Return an entry of ours with what we know of the blob's owners; as it is among few."""
+    crew = neighbourhood.find_crew(entry.blob)
+    if not crew or not entry.is_fetching:
+        return entry
+    words = [peers[m].speak_of(entry.blob, now_s=now_s) for m in sorted(crew) if m in peers]
+    return replace(entry, crew=tuple(word for word in words if word is not None))
+
+
+def hear_crew(
+    entry: SwarmEntry, neighbourhood: Neighbourhood, peers: Mapping[str, Peer], *, now_s: float
+) -> None:
+    """Take in what a peer says of the owners that we do not talk to."""
+    for word in entry.crew:
+        if word.peer_id in peers and word.peer_id not in neighbourhood.near:
+            peers[word.peer_id].hear_of(entry.blob, word, now_s=now_s)
