@@ -78,7 +78,7 @@ def test_swarm_of_many_takes_one_copy_though_nobody_talks_to_everybody(name: str
     report = run_scenario(name, Setting(peers=32, chunks=24), seed=2)
     # A joiner may take a chunk that it had not heard of: with so few, each is four in a hundred.
     chunk_share = 1 / 24 if name == "join" else 0.0
-    assert report.amplification <= 1.0 + chunk_share, report.render()
+    assert report.amplification <= 1.001 + chunk_share, report.render()
     assert report.messages_per_peer_and_s <= 2 * EXCHANGES_PER_S_MAX, report.render()
 
 
