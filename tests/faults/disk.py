@@ -10,6 +10,7 @@ Source: mount(2), loop(4); EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN, which share 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import struct
@@ -25,6 +26,8 @@ MEBIBYTE = 1024 * 1024
 _MNT_DETACH = 2
 _BUSY_S_MAX = 5.0
 _BUSY_PAUSE_S = 0.01
+_HELD_S_MAX = 120.0
+_HELD_PAUSE_S = 0.5
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -97,9 +100,30 @@ class Disk:
         os.close(fd)
 
     def restore_power(self) -> None:
-        """Mount again what was shut down, so that its journal is replayed."""
-        self.unmount()
-        self.mount()
+        """
+        Mount again what was shut down, so that its journal is replayed.
+
+        Another process that makes a mount namespace takes every mount along, and keeps a dead file
+        system alive until it ends: mounting it again gives the dead one.
+        """
+        deadline_s = time.monotonic() + _HELD_S_MAX
+        while True:
+            self.unmount()
+            self.mount()
+            if self._is_alive():
+                return
+            if time.monotonic() > deadline_s:
+                raise OSError(errno.EIO, f"{self.mount_point} is held by another mount namespace")
+            time.sleep(_HELD_PAUSE_S)
+
+    def _is_alive(self) -> bool:
+        try:
+            os.listdir(self.mount_point)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return False
+        return True
 
     def sync(self) -> None:
         """Make everything that was written so far durable."""
