@@ -16,6 +16,8 @@ from p2pcache.core.messages import SwarmEntry
 from p2pcache.core.neighbours import Neighbourhood
 from p2pcache.engine.peer import Peer
 
+# Who chose us as its neighbour, and fetches, speaks to us more often than this.
+RECENT_S = 3.0
 # Of complete peers that are not near, so many are more than enough to receive from.
 FAR_COMPLETE_MAX = 4
 
@@ -27,7 +29,7 @@ def find_fetching(blob: BlobDigest, peers: Iterable[Peer]) -> list[str]:
 
 
 def filter_heard(
-    blob: BlobDigest, peers: Iterable[Peer], neighbourhood: Neighbourhood
+    blob: BlobDigest, peers: Iterable[Peer], neighbourhood: Neighbourhood, *, now_s: float
 ) -> Iterator[Peer]:
     """
     Iterate over the peers whose word on a blob counts.
@@ -36,7 +38,7 @@ def filter_heard(
     """
     far_complete = 0
     for peer in peers:
-        if neighbourhood.counts(blob, peer.peer_id):
+        if neighbourhood.counts(blob, peer.peer_id) or now_s - peer.heard_s(blob) < RECENT_S:
             yield peer
         elif (entry := peer.find_entry(blob)) is not None and entry.have.is_full():
             far_complete += 1

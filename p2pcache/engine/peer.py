@@ -99,6 +99,11 @@ class Peer:
         heard = self._heard.get(blob)
         return None if heard is None else heard.entry
 
+    def heard_s(self, blob: BlobDigest) -> float:
+        """Return when the peer, or another one for it, last spoke of a blob; -inf if never."""
+        heard = self._heard.get(blob)
+        return float("-inf") if heard is None else heard.heard_s
+
     def view(self, blob: BlobDigest) -> PeerView | None:
         """Return the planner's view of this peer for a blob; None if it never spoke of it."""
         heard = self._heard.get(blob)

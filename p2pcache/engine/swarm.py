@@ -245,7 +245,8 @@ class Swarm:
 
     def iter_heard(self, blob: BlobDigest) -> Iterable[Peer]:
         """Iterate over those of them whose word on a blob counts."""
-        return filter_heard(blob, self.iter_up(), self.neighbourhood)
+        now_s = self._context.clock.monotonic_s()
+        return filter_heard(blob, self.iter_up(), self.neighbourhood, now_s=now_s)
 
     def is_distrusted(self) -> bool:
         """Return whether most peers have banned us: a disk or a memory of ours is damaged."""

@@ -12,7 +12,7 @@ from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
 from p2pcache.core.messages import CREW_AGE_MS_MAX, CrewWord, SwarmEntry
-from p2pcache.core.neighbours import Neighbourhood
+from p2pcache.core.neighbours import RANKS_HEARD, Neighbourhood
 from p2pcache.core.ownership import OWNERS_MAX
 from p2pcache.core.rendezvous import find_highest
 from p2pcache.engine.gossip import (
@@ -106,10 +106,20 @@ def test_word_on_a_neighbour_or_a_stranger_counts_for_nothing() -> None:
 def test_far_peers_count_as_owners_or_when_they_hold_everything() -> None:
     """Their other words are old; a few that are complete are enough."""
     hood, peers = make_peers()
-    heard = {peer.peer_id for peer in filter_heard(BLOB, peers.values(), hood)}
-    assert heard >= hood.near | set(CREW)
+    heard = {peer.peer_id for peer in filter_heard(BLOB, peers.values(), hood, now_s=110.0)}
+    assert heard == hood.near | set(find_highest(BLOB, [*peers, SELF_ID], RANKS_HEARD)) - {SELF_ID}
     far = [one for one in peers if one not in heard]
     for one in far[: FAR_COMPLETE_MAX + 3]:
         peers[one].hear(make_entry(have=True), now_s=101.0)
-    now_heard = {peer.peer_id for peer in filter_heard(BLOB, peers.values(), hood)}
+    now_heard = {peer.peer_id for peer in filter_heard(BLOB, peers.values(), hood, now_s=110.0)}
     assert len(now_heard - heard) == FAR_COMPLETE_MAX
+
+
+def test_peer_that_spoke_a_moment_ago_counts_though_we_never_ask_it() -> None:
+    """It chose us as its neighbour."""
+    hood, peers = make_peers(now_s=0.0)
+    heard = {peer.peer_id for peer in filter_heard(BLOB, peers.values(), hood, now_s=100.0)}
+    visitor = next(one for one in peers if one not in heard)
+    peers[visitor].hear(make_entry(), now_s=100.0)
+    assert peers[visitor] in filter_heard(BLOB, peers.values(), hood, now_s=102.0)
+    assert peers[visitor] not in filter_heard(BLOB, peers.values(), hood, now_s=104.0)

@@ -244,7 +244,7 @@ class Member:
 
     def iter_heard(self) -> Iterable[Peer]:
         """Iterate over those of them whose word is recent: Swarm.iter_heard."""
-        return filter_heard(BLOB, self.iter_up(), self.exchange.neighbourhood)
+        return filter_heard(BLOB, self.iter_up(), self.exchange.neighbourhood, now_s=self.now_s)
 
     def bans(self, peer_id: str) -> bool:
         """Return whether a peer is banned here now."""
