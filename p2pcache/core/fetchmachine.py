@@ -457,9 +457,13 @@ class FetchMachine:
                 open_chunks = open_chunks - Bitfield.of(open_chunks.length, kept)
         owed = []
         for index in islice(open_chunks, OWING_SAMPLE_CHUNKS):
-            owner = self._ownership.owner_of(index)
-            if owner is not None:
+            # Who let it lapse is followed by the next in rank, who may be no better.
+            lapsed, failed = self._lapsed.get(index, frozenset()), set[str]()
+            while (owner := self._ownership.next_owner_of(index, failed)) is not None:
                 owed.append((owner, index))
+                if owner not in lapsed:
+                    break
+                failed.add(owner)
         return owed
 
     # --- what takes too long ---
