@@ -5,12 +5,18 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEED ?= 1
 LANES ?= 2
+# Processes that run tests side by side: one more than CI has cores, as a third of the time is
+# waiting; 0 is this process alone.
+WORKERS ?= 3
+SIDE_BY_SIDE := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Else every daemon that a test starts compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test check lint types layers format faults demo bench swarm clean sim degrees
+.PHONY: help venv test check lint types layers format faults demo bench swarm clients two-phases clean sim degrees access
 
 help:  ## list the verbs
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,7 +27,7 @@ $(READY): pyproject.toml
 venv: $(READY)  ## make .venv with everything that tests need
 
 test: $(READY)  ## the environment, then all tests (a few minutes)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 check: lint types layers test  ## all that CI checks
 
@@ -47,6 +53,9 @@ faults: $(READY)  ## kills, power cuts, failing calls, full disks, bit rot: hour
 degrees: $(READY)  ## real daemons with peers and hubs that fail in every way: minutes, as root
 	P2PCACHE_SLOW=1 $(BIN)/python -m pytest tests/integration/test_degrees_of_failure.py tests/integration/test_bad_peers.py tests/integration/test_bad_hub.py
 
+access: $(READY)  ## who may read what: every token, repository, mood of the hub and way to ask
+	P2PCACHE_SLOW=1 $(BIN)/python -m pytest tests/integration/test_access_matrix.py tests/integration/test_token_canary.py tests/engine/test_access.py $(ARGS)
+
 sim: $(READY)  ## the swarm in simulated time: the issue's table, then 2,000 seeds with faults
 	for one in cold join kill seeder bad; do $(BIN)/python -m tests.sim --scenario $$one || exit 1; done
 	$(BIN)/python -m tests.sim campaign --seeds 2000
@@ -57,9 +66,15 @@ demo: $(READY)  ## hub, three peers, a real model, the real client: a table of w
 bench: $(READY)  ## one seeder to one peer, 1 GiB, with the raw limits beside it
 	$(BIN)/python -m bench.transfer
 
+clients: $(READY)  ## every release of every client, every acceptance case: half an hour
+	P2PCACHE_SLOW=1 $(BIN)/python -m pytest tests/clients --timeout 300 $(ARGS)
+
 swarm: $(READY)  ## a swarm behind shaped links, beside its rivals; ten minutes, as root
 	$(BIN)/python -m pip install --quiet --group bench
 	$(BIN)/python -m bench.swarm --rivals $(ARGS)
+
+two-phases: $(READY)  ## a GPU that waits for its model's download, and one that does not: 4 minutes
+	$(BIN)/python -m bench.two_phase $(ARGS)
 
 clean:  ## remove what the verbs made
 	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -55,10 +55,13 @@ METRIC_NOTES: dict[str, str] = {
     "p2pcache_upstream_pauses_total": "Answers of 429, and of 503 with `Retry-After`; several to "
     "requests that were sent together count once. One that rises all day says that the site needs "
     "a token, or fewer machines that ask for names; `p2pcache status` shows how long a pause is.",
-    "p2pcache_residency_seconds": "One observation for each answer of `residency`; the goal is "
-    "99 % below 0.01.",
-    "p2pcache_gateway_requests_total": "`dialect` is `hf`; `code` is the HTTP status that was "
-    "sent. A body that was broken off counts with the status that it began with.",
+    "p2pcache_token_checks_total": "`answer` is `yes`, `no` or `unanswered`. Gated and private "
+    "files cost one for each request; many `unanswered` mean refused callers.",
+    "p2pcache_grace_answers_total": "Only with `--offline-grace`; each one is in the log too.",
+    "p2pcache_residency_seconds": "One observation for each answer of `residency` that neither "
+    "waits nor asks every peer; the goal is 99 % below 0.01.",
+    "p2pcache_gateway_requests_total": "`dialect` is `hf` or `ms`; `code` is the HTTP status that "
+    "was sent. A body that was broken off counts with the status that it began with.",
 }
 
 
@@ -140,12 +143,12 @@ def _describe_command(name: str, command: Command) -> str:
 
 
 def _show_argument(argument: click.Argument) -> str:
-    name = (argument.name or "").upper()
+    name = argument.metavar or (argument.name or "").upper()
     return name if argument.required else f"[{name}]"
 
 
 def _describe_option(option: click.Option) -> tuple[str, str]:
-    names = ", ".join(f"`{text}`" for text in option.opts)
+    names = ", ".join(f"`{text}`" for text in (*option.opts, *option.secondary_opts))
     metavar = f" `{option.metavar}`" if option.metavar else ""
     help_text = option.help or ""
     if option.show_envvar and option.envvar:
@@ -192,8 +195,9 @@ def make_config() -> str:
                 "that cannot work.",
                 "The command line also reads two of them to find a daemon: `P2PCACHE_LOCAL` and "
                 "`P2PCACHE_STORE`.\n"
-                "`P2PCACHE_TOKEN`, else `HF_TOKEN`, is the caller's own token for `pull` and "
-                "`pin`; a daemon has none.",
+                "`P2PCACHE_TOKEN`, else `HF_TOKEN` (for `ms:` references "
+                "`MODELSCOPE_API_TOKEN`), is the caller's own token for `pull`, `pin` and `exec`; "
+                "a daemon has none.",
             ]
         )
         + "\n"

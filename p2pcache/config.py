@@ -26,9 +26,17 @@ from p2pcache.errors import ConfigError, InputError
 LOCAL_DEFAULT = "127.0.0.1:7277"
 LISTEN_DEFAULT = "0.0.0.0:7278"
 HF_UPSTREAM_DEFAULT = "https://huggingface.co"
+MS_UPSTREAM_DEFAULT = "https://modelscope.cn"
 ENVIRONMENT_PREFIX = "P2PCACHE_"
 # Settings are a dozen short lines; a larger file is another file, named by mistake.
 FILE_BYTES_MAX = 1 << 20
+# What is shared with peers is asked for again after an hour; a local answer is no older.
+PUBLIC_TTL_S_MAX = 3600.0
+# A grace bridges an outage of the hub. Longer than a day it would replace the hub's word.
+OFFLINE_GRACE_S_MAX = 86_400.0
+
+# Each has up to eight files on their way; more would only share the line in smaller pieces.
+DOWNLOADS_MAX_MAX = 64
 
 Kind = Literal["text", "list", "switch"]
 Parsed = TypeVar("Parsed")
@@ -101,6 +109,11 @@ SETTINGS: tuple[Setting, ...] = (
         "HF_ENDPOINT is not read: it names this daemon in the environment of its workers.",
     ),
     Setting(
+        "ms_upstream", "URL", MS_UPSTREAM_DEFAULT,
+        "The ModelScope hub that models named ms:org/name come from.",
+        "MODELSCOPE_ENDPOINT is not read, for the same reason as HF_ENDPOINT.",
+    ),
+    Setting(
         "trust_peers", "", "off",
         "Believe what peers say about repositories, for a LAN without a hub.",
         "Bytes are proven in any case; which commit `main` is cannot be proven by digest.",
@@ -138,6 +151,37 @@ SETTINGS: tuple[Setting, ...] = (
         "peer_limit", "RATE", "none",
         "What one peer may give, and what one address may take.",
         "On one LAN the switch shares fairly; on a slow link between two sites it does not.",
+    ),
+    Setting(
+        "public_ttl", "DURATION", "1m",
+        "How old the hub's word that something is public may be when a program here asks for it, "
+        "like 90s or 10m; 1h at most, 0 asks each time.",
+        "As long as it takes to notice that a branch moved; one request for a model and minute.",
+    ),
+    Setting(
+        "offline_grace", "DURATION", "0s",
+        "For how long after the hub let a caller in gated and private files are still given to "
+        "that caller while the hub does not answer; 24h at most. Each use is logged and counted.",
+        "Nobody can say whether the caller still may.",
+    ),
+    Setting(
+        "downloads_max", "NUMBER", "8",
+        "How many models are downloaded at once; the others wait, the highest priority first.",
+        "Enough to keep a line full; a hundred at once would all come late.",
+    ),
+    Setting(
+        "allow_path", "DIR", "none",
+        "A folder that downloads may put files into, and all below it. Repeatable; commas in the "
+        "environment.",
+        "Whoever may order a download must not write anywhere else than into the store.",
+        kind="list",
+    ),
+    Setting(
+        "label", "KEY=VALUE", "none",
+        "What orders of other daemons can choose this one by. Repeatable; commas in the "
+        "environment.",
+        "A name is enough for a few machines.",
+        kind="list",
     ),
     Setting(
         "config", "FILE", "no file",
@@ -180,6 +224,12 @@ class DaemonConfig:
     upload_limit_bps: int | None
     peer_limit_bps: int | None
     log_format: str
+    ms_upstream: str = MS_UPSTREAM_DEFAULT
+    public_ttl_s: float = 60.0
+    offline_grace_s: float = 0.0
+    downloads_max: int = 8
+    allow_paths: tuple[Path, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 def load_config(flags: Mapping[str, object], environment: Mapping[str, str]) -> DaemonConfig:
@@ -197,8 +247,10 @@ def load_config(flags: Mapping[str, object], environment: Mapping[str, str]) -> 
     local = _parse(given["local"], _parse_local)
     listen = _parse(given["listen"], _parse_endpoint)
     hf_upstream = _parse(given["hf_upstream"], _parse_hf_upstream)
+    ms_upstream = _parse(given["ms_upstream"], _parse_ms_upstream)
     _check_distinct(local, listen, given["listen"].origin)
-    _check_no_loop(local, hf_upstream, given["hf_upstream"].origin)
+    _check_no_loop(local, hf_upstream, given["hf_upstream"].origin, HF_UPSTREAM_DEFAULT)
+    _check_no_loop(local, ms_upstream, given["ms_upstream"].origin, MS_UPSTREAM_DEFAULT)
     return DaemonConfig(
         name=_parse(given["name"], _parse_name),
         store=_parse(given["store"], _parse_path),
@@ -215,6 +267,12 @@ def load_config(flags: Mapping[str, object], environment: Mapping[str, str]) -> 
         upload_limit_bps=_parse(given["upload_limit"], _parse_rate),
         peer_limit_bps=_parse(given["peer_limit"], _parse_rate),
         log_format=_parse(given["log_format"], _parse_log_format),
+        ms_upstream=ms_upstream,
+        public_ttl_s=_parse(given["public_ttl"], _parse_public_ttl),
+        offline_grace_s=_parse(given["offline_grace"], _parse_offline_grace),
+        downloads_max=_parse(given["downloads_max"], _parse_downloads_max),
+        allow_paths=_parse(given["allow_path"], _parse_paths),
+        labels=_parse(given["label"], _parse_labels),
     )
 
 
@@ -258,6 +316,8 @@ def _default_of(setting: Setting) -> object:
         "name": default_name,
         "store": lambda: str(default_store()),
         "peer": tuple,
+        "allow_path": tuple,
+        "label": tuple,
         "trust_peers": bool,
     }
     make = computed.get(setting.name)
@@ -404,9 +464,17 @@ def _parse_discover(value: object) -> tuple[str, ...]:
 
 
 def _parse_hf_upstream(value: object) -> str:
+    return _parse_upstream(value, HF_UPSTREAM_DEFAULT)
+
+
+def _parse_ms_upstream(value: object) -> str:
+    return _parse_upstream(value, MS_UPSTREAM_DEFAULT)
+
+
+def _parse_upstream(value: object, example: str) -> str:
     text = _text_of(value).rstrip("/")
     shown = repr(re.sub(r"//[^/]*@", "//***@", text)[:120])
-    advice = f"write it like {HF_UPSTREAM_DEFAULT}"
+    advice = f"write it like {example}"
     try:
         parts = urlsplit(text)
         port = parts.port
@@ -457,6 +525,42 @@ def _parse_rate(value: object) -> int | None:
     return parse_rate(str(value) if is_number else _text_of(value))
 
 
+def _parse_public_ttl(value: object) -> float:
+    return _parse_duration(value, PUBLIC_TTL_S_MAX)
+
+
+def _parse_offline_grace(value: object) -> float:
+    return _parse_duration(value, OFFLINE_GRACE_S_MAX)
+
+
+def _parse_duration(value: object, s_max: float) -> float:
+    # Here, not above: what --help needs has to load fast.
+    from p2pcache.core.durations import parse_duration
+
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return parse_duration(str(value) if is_number else _text_of(value), s_max=s_max)
+
+
+def _parse_downloads_max(value: object) -> int:
+    text = str(value) if type(value) is int else _text_of(value)
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text[:9]) <= DOWNLOADS_MAX_MAX:
+        raise InputError(f"{text[:40]!r} is not a number from 1 to {DOWNLOADS_MAX_MAX}.")
+    return int(text)
+
+
+def _parse_paths(value: object) -> tuple[Path, ...]:
+    return tuple(dict.fromkeys(_parse_path(entry) for entry in _list_of(value)))
+
+
+def _parse_labels(value: object) -> tuple[tuple[str, str], ...]:
+    from p2pcache.core.workers import LABELS_MAX, parse_label
+
+    labels = dict(parse_label(entry) for entry in _list_of(value))
+    if len(labels) > LABELS_MAX:
+        raise InputError(f"{len(labels)} labels are more than the {LABELS_MAX} that there may be.")
+    return tuple(sorted(labels.items()))
+
+
 def _parse_log_format(value: object) -> str:
     text = _text_of(value)
     if text not in ("text", "json"):
@@ -473,13 +577,13 @@ def _check_distinct(local: tuple[str, int], listen: tuple[str, int], origin: str
         )
 
 
-def _check_no_loop(local: tuple[str, int], hf_upstream: str, origin: str) -> None:
+def _check_no_loop(local: tuple[str, int], upstream: str, origin: str, example: str) -> None:
     """Refuse an upstream that is this daemon: every request would come back to it."""
-    parts = urlsplit(hf_upstream)
+    parts = urlsplit(upstream)
     port = parts.port or (443 if parts.scheme == "https" else 80)
     names = {local[0], "localhost"} if local[0] in ("127.0.0.1", "::1") else {local[0]}
     if port == local[1] and parts.hostname in names:
         raise ConfigError(
-            f"{origin}: {hf_upstream} is this daemon's own local endpoint; "
-            f"name the hub, for example {HF_UPSTREAM_DEFAULT}."
+            f"{origin}: {upstream} is this daemon's own local endpoint; "
+            f"name the hub, for example {example}."
         )

@@ -49,6 +49,12 @@ class InvalidRangeError(InputError):
         self.size_bytes = size_bytes
 
 
+class TooLargeForClientError(InputError):
+    """A file that this release of the client refuses to fetch over plain HTTP."""
+
+    http_status = 413
+
+
 class ProtectedError(InputError):
     """A snapshot that cannot go: it is pinned, leased, or in use right now."""
 
@@ -65,6 +71,26 @@ class MissingTokenError(ForbiddenError):
     """A change of the daemon's state without its admin token."""
 
     http_status = 401
+
+
+class WaitTimeoutError(P2PCacheError):
+    """Somebody's time to wait is over; what was waited for goes on."""
+
+    exit_code = 124
+    http_status = 504
+    retryable = True
+
+
+class CommandNotFoundError(InputError):
+    """A command to run that is not there; shells end with the same code."""
+
+    exit_code = 127
+
+
+class CommandRefusedError(InputError):
+    """A command to run that the system will not run: a folder, no program, no permission."""
+
+    exit_code = 126
 
 
 class ConfigError(P2PCacheError):
@@ -123,6 +149,16 @@ class PeerNotFoundError(NotFoundError):
 
 class JobNotFoundError(NotFoundError):
     """No download or import with that id."""
+
+
+class JobEndedError(InputError):
+    """A download that has ended, and cannot be paused or resumed."""
+
+    http_status = 409
+
+
+class NotResidentError(NotFoundError):
+    """A snapshot of which some files were fetched, and nobody fetches the others."""
 
 
 class NoSourceError(NotFoundError):
@@ -208,6 +244,14 @@ class UpstreamUnreachableError(SourceError):
 
 class UpstreamProtocolError(SourceError):
     """The hub answered something that cannot be right."""
+
+
+class UpstreamFailedError(UpstreamProtocolError):
+    """The hub says that it failed, in an answer whose status says that it did not."""
+
+    def __init__(self, message: str, *, answer: bytes = b"") -> None:
+        super().__init__(message)
+        self.answer = answer
 
 
 class UpstreamAuthError(SourceError):

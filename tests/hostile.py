@@ -55,7 +55,11 @@ class FlippingWire:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(self._target)
+                try:
+                    far = socket.create_connection(self._target)
+                except OSError:
+                    near.close()
+                    raise
                 threading.Thread(target=self._relay, args=(near, far, False), daemon=True).start()
                 threading.Thread(target=self._relay, args=(far, near, True), daemon=True).start()
 

@@ -261,7 +261,7 @@ def test_pull_of_malformed_reference_sends_nothing(client: Client, daemon: FakeD
 def test_references_and_ids_are_quoted(client: Client, daemon: FakeDaemon) -> None:
     """A slash inside a name is no slash of the path."""
     daemon.say("GET", "/residency/datasets%2Forg%2Fname%40refs%2Fpr%2F1", {"state": "absent"})
-    assert client.residency("datasets/org/name@refs/pr/1") == {"state": "absent"}
+    assert dict(client.residency("datasets/org/name@refs/pr/1")) == {"state": "absent"}
     daemon.say("DELETE", "/downloads/a%2F..%2Fb", {"state": "cancelled"})
     assert client.cancel("a/../b") == {"state": "cancelled"}
 
@@ -448,3 +448,13 @@ def test_fake_daemon_speaks_under_the_prefix(client: Client, daemon: FakeDaemon)
     daemon.say("GET", "/models", {"models": [{"commit": COMMIT}]})
     client.models()
     assert daemon.requests[0].path == "/_p2pcache/v1/models" == API + "/models"
+
+
+def test_client_is_found_in_the_package_and_costs_nothing_before() -> None:
+    """`from p2pcache import Client`, as programs write it; importing p2pcache alone is cheap."""
+    code = (
+        "import sys, p2pcache; assert 'p2pcache.client' not in sys.modules; "
+        "from p2pcache import Client; print(Client.__module__)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.strip() == "p2pcache.client.client", result.stderr

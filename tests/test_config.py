@@ -63,6 +63,8 @@ def test_settings_table_matches_config_fields() -> None:
     """A key for each field and a field for each key; the file itself is no field."""
     fields = {field.name for field in dataclasses.fields(DaemonConfig)}
     named = {"peer": "peers", "quota": "quota_bytes", "free_floor": "free_floor_bytes"}
+    named |= {"allow_path": "allow_paths", "label": "labels"}
+    named |= {name: f"{name}_s" for name in ("public_ttl", "offline_grace")}
     named |= {name: f"{name}_bps" for name in NAMES if name.endswith("_limit")}
     assert {named.get(name, name) for name in NAMES} - {"config"} == fields
     assert len(set(NAMES)) == len(NAMES)
@@ -88,6 +90,7 @@ def test_setting_explains_itself(entry: Setting) -> None:
         ("peer", ("a:1", "b:2"), "c:3, d:4,", '["e:5"]', "peers"),
         ("discover", ("none",), "mdns", '"none"', "discover"),
         ("hf_upstream", "http://a", "http://b", '"http://c"', "hf_upstream"),
+        ("ms_upstream", "http://a", "http://b", '"http://c"', "ms_upstream"),
         ("quota", "1GB", "1GiB", "1000", "quota_bytes"),
         ("free_floor", "1GB", "1GiB", '"0"', "free_floor_bytes"),
         ("upstream_limit", "200Mbit", "25MiB", "200000", "upstream_limit_bps"),
@@ -173,6 +176,7 @@ def test_trust_peers_of_environment_is_a_switch(text: str, expected: bool) -> No
         ("hf_upstream", "https://a:0", "has port 0"),
         ("hf_upstream", "https://a?x=1", "query or a fragment"),
         ("hf_upstream", "https://a#x", "query or a fragment"),
+        ("ms_upstream", "modelscope.cn", "not an http or https URL; write.*modelscope.cn"),
         ("trust_peers", "perhaps", "use true or false"),
         ("quota", "lots", "not a size; write it like 500GB"),
         ("quota", True, "not text"),
@@ -224,6 +228,8 @@ def test_hf_upstream_that_is_ourselves_is_refused(local: str, upstream: str) -> 
     """Every request would come back."""
     with pytest.raises(ConfigError, match="own local endpoint; name the hub"):
         load_config({"local": local, "hf_upstream": upstream}, {})
+    with pytest.raises(ConfigError, match=r"own local endpoint; name the hub.*modelscope\.cn"):
+        load_config({"local": local, "ms_upstream": upstream}, {})
 
 
 @pytest.mark.parametrize("upstream", ["http://127.0.0.1:7279", "http://lab-2:7277"])
@@ -354,3 +360,23 @@ def test_load_config_of_any_text_loads_or_is_refused(name: str, value: str) -> N
     assert is_peer_name(loaded.name)
     assert loaded.store.is_absolute()
     assert 0 <= loaded.local[1] <= 65_535
+
+
+def test_settings_of_downloads_are_read(tmp_path: Path) -> None:
+    """Folders are made whole, labels are pairs, and at least one model is fetched at a time."""
+    flags = {"allow_path": ("/models", "~/m"), "label": ("b=2", "a=1"), "downloads_max": "3"}
+    config = load_config(flags, {"HOME": str(tmp_path)})
+    assert config.allow_paths[0] == Path("/models")
+    assert config.allow_paths[1].is_absolute()
+    assert config.labels == (("a", "1"), ("b", "2"))
+    assert config.downloads_max == 3
+    assert load_config({}, {"P2PCACHE_ALLOW_PATH": "/a,/b"}).allow_paths == (Path("/a"), Path("/b"))
+    for bad in (
+        {"downloads_max": "0"},
+        {"downloads_max": "65"},
+        {"downloads_max": "many"},
+        {"label": ("novalue",)},
+        {"label": tuple(f"k{n}=v" for n in range(65))},
+    ):
+        with pytest.raises(ConfigError):
+            load_config(bad, {})

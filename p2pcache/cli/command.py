@@ -35,8 +35,14 @@ EXIT_CODES: dict[int, str] = {
     12: "a peer or the hub did not do its part, or wants another token",
     13: "this machine's disk or index",
     14: "no daemon answers",
+    124: "the time to wait is over; what was waited for goes on",
+    126: "the command to run cannot be run",
+    127: "the command to run is not there",
     INTERRUPTED_EXIT_CODE: "interrupted with Ctrl-C",
 }
+# What commands end with that bring a model here, or wait for it, and run nothing.
+PULL_EXIT_CODES = (0, 1, 2, 3, 10, 11, 12, 13, 14, 130)
+WAIT_EXIT_CODES = (0, 1, 2, 3, 10, 11, 12, 13, 14, 124, 130)
 # What a command that only asks the daemon can end with.
 CLIENT_EXIT_CODES = (0, 1, 2, 3, 10, 12, 13, 14, 130)
 

@@ -59,13 +59,27 @@ def _online(url: str) -> dict[str, str]:
     before = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
     hosts = [*before.split(","), host, "localhost"]
     no_proxy = ",".join(dict.fromkeys(name.strip() for name in hosts if name.strip()))
-    return {"HF_ENDPOINT": url, "NO_PROXY": no_proxy, "no_proxy": no_proxy}
+    return {
+        "HF_ENDPOINT": url,
+        "MODELSCOPE_ENDPOINT": url,
+        "NO_PROXY": no_proxy,
+        "no_proxy": no_proxy,
+    }
 
 
 def _offline(local: str | None, store: Path | None) -> dict[str, str]:
     """Return what leads to the hub tree in the store."""
     found = find_named_store(store) or _try_ask_store(local) or default_store()
-    return {"HF_HUB_CACHE": str(found / "hub"), "HF_HUB_OFFLINE": "1"}
+    return offline_variables(found)
+
+
+def offline_variables(store: Path) -> dict[str, str]:
+    """Return what leads to the files in a store, with neither a daemon nor a hub."""
+    return {
+        "HF_HUB_CACHE": str(store / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "MODELSCOPE_CACHE": str(store / "modelscope"),
+    }
 
 
 def _try_ask_store(local: str | None) -> Path | None:

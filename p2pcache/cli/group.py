@@ -15,19 +15,27 @@ from p2pcache.cli.bundles import export, import_bundle
 from p2pcache.cli.check import check
 from p2pcache.cli.downloads import pin, pull, unpin
 from p2pcache.cli.environment import env
+from p2pcache.cli.exec import exec_
 from p2pcache.cli.imports import import_
+from p2pcache.cli.jobs import jobs
 from p2pcache.cli.models import ls
 from p2pcache.cli.peers import peers
 from p2pcache.cli.residency import status
 from p2pcache.cli.space import gc, rm, storage
 from p2pcache.cli.up import up
+from p2pcache.cli.versions import versions
+from p2pcache.cli.wait import wait
 
 _COMMANDS = (
     up,
     pull,
     pin,
     unpin,
+    wait,
+    exec_,
+    jobs,
     ls,
+    versions,
     status,
     peers,
     storage,

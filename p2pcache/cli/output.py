@@ -21,9 +21,9 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 MISSING = "-"
 
 
-def echo_json(value: object) -> None:
-    """Print one JSON value on one line."""
-    click.echo(json.dumps(value, ensure_ascii=True))
+def echo_json(value: object, *, err: bool = False) -> None:
+    """Print one JSON value on one line; with err on standard error."""
+    click.echo(json.dumps(value, ensure_ascii=True), err=err)
 
 
 def show_text(value: object) -> str:

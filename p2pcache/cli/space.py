@@ -53,11 +53,15 @@ def storage(local: str | None, store: Path | None, is_json: bool) -> None:
             ("adopted", show_size(answer.get("adopted_bytes"))),
             ("pinned", show_size(answer.get("pinned_bytes"))),
             ("evictable", show_size(answer.get("evictable_bytes"))),
+            ("reserved", show_size(answer.get("reserved_bytes"))),
             ("disk free", show_size(answer.get("disk_free"))),
             ("stays free", show_size(answer.get("free_floor"))),
             ("disk total", show_size(answer.get("disk_total"))),
         )
     )
+    warnings = answer.get("warnings")
+    for warning in warnings if isinstance(warnings, list) else ():
+        click.echo(f"warning: {show_text(warning)}", err=True)
 
 
 @click.command(

@@ -9,20 +9,19 @@ Source: design.md §8 (local endpoint); docs/reference/http-api.md.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from urllib.parse import quote
 
-from p2pcache.client.answers import Json, error_of_download
-from p2pcache.client.wire import Wire
+from p2pcache.client.answers import Json
+from p2pcache.client.events import EventClient
+from p2pcache.client.leasing import LeaseClient
+from p2pcache.client.residency import ResidencyClient
+from p2pcache.client.waiting import WaitClient
 from p2pcache.core.credentials import Credentials
 from p2pcache.core.refs import ModelReference
-from p2pcache.errors import DaemonUnreachableError
-
-FINAL_STATES = frozenset({"done", "failed", "cancelled"})
 
 
-class Client(Wire):
+class Client(WaitClient, LeaseClient, EventClient, ResidencyClient):
     """
     The local daemon, as seen by a program. Every call opens its own connection and blocks; a
     client may be shared by threads. Every method raises what the daemon raised, and
@@ -37,6 +36,9 @@ class Client(Wire):
         exclude: Sequence[str] = (),
         token: str | None = None,
         pin: bool = False,
+        workers: Sequence[str] = (),
+        path: str | None = None,
+        priority: int | None = None,
     ) -> Json:
         """
         Ask for a snapshot and return at once; wait() follows it.
@@ -44,16 +46,23 @@ class Client(Wire):
         Args:
             model: A model reference, with or without a revision.
             revision: Given beside the model; `main` if neither names one.
-            include: Globs of the files to fetch; () for all.
+            include: Globs of the files to fetch; () for all, but for the same weights in a second
+                format.
             exclude: Globs of the files to leave out.
             token: The caller's token for the hub. It goes into the body, never into a log.
             pin: Protect the snapshot from the start.
+            workers: The daemons that are to fetch it: names, ids, `key=value` labels or `*`; () for
+                this one.
+            path: A folder to put the files in as well, below one that the daemon allows.
+            priority: -100 to 100; more is sooner.
 
         Returns:
-            {id, state}.
+            {id, state}, with workers also {workers}.
 
         Raises:
             InvalidNameError: No such reference can be; nothing was sent.
+            PeerNotFoundError, PeerUnreachableError: No such worker, or it does not answer.
+            ForbiddenError: A path that is not allowed, or a worker that takes no orders from here.
         """
         body = _body_of(model, revision)
         if include:
@@ -65,57 +74,36 @@ class Client(Wire):
             body["token"] = token
         if pin:
             body["pin"] = True
+        if workers:
+            body["workers"] = list(workers)
+        if path is not None:
+            body["path"] = path
+        if priority is not None:
+            body["priority"] = priority
         return self._change("POST", "/downloads", body)
 
     def download(self, download_id: str) -> Json:
         """Return the state of a download: {id, model, commit, state, bytes_total, …}."""
         return self._get(f"/downloads/{quote(download_id, safe='')}")
 
+    def downloads(self) -> Json:
+        """Return {"downloads": […]}: the jobs, oldest first."""
+        return self._get("/downloads")
+
+    def pause(self, download_id: str) -> Json:
+        """Stop a download until it is resumed; raises JobEndedError if it has ended."""
+        return self._change("POST", f"/downloads/{quote(download_id, safe='')}/pause")
+
+    def resume(self, download_id: str, token: str | None = None) -> Json:
+        """Let a paused download go on, with another token for the hub if one is given."""
+        body: Json = {} if token is None else {"token": token}
+        if token is not None:
+            Credentials(token)
+        return self._change("POST", f"/downloads/{quote(download_id, safe='')}/resume", body)
+
     def cancel(self, download_id: str) -> Json:
         """End a download; what was fetched is kept."""
         return self._change("DELETE", f"/downloads/{quote(download_id, safe='')}")
-
-    def wait(
-        self,
-        download_id: str,
-        on_progress: Callable[[Json], None] | None = None,
-        poll_s: float = 0.2,
-    ) -> Json:
-        """
-        Follow a download to its end.
-
-        Args:
-            download_id: From pull().
-            on_progress: Called with every state that was seen, the final one included.
-            poll_s: How long to wait between two looks.
-
-        Returns:
-            The download, done; `path` is its snapshot.
-
-        Raises:
-            P2PCacheError: It failed, by cause; or it was cancelled.
-            DaemonUnreachableError: The daemon went away; what was fetched is kept.
-        """
-        while True:
-            try:
-                job = self.download(download_id)
-            except DaemonUnreachableError as error:
-                raise DaemonUnreachableError(
-                    f"The daemon at {self.url} went away during the download; what was fetched "
-                    "is kept: start it again with: p2pcache up, and pull again."
-                ) from error
-            if on_progress is not None:
-                on_progress(job)
-            if job.get("state") in FINAL_STATES:
-                failure = error_of_download(job)
-                if failure is not None:
-                    raise failure
-                return job
-            time.sleep(poll_s)
-
-    def residency(self, ref: str) -> Json:
-        """Return how much of a snapshot is here; see design.md §8 for the fields."""
-        return self._get(f"/residency/{quote(str(ModelReference.parse(ref)), safe='')}")
 
     def models(self) -> Json:
         """Return {"models": […]}: the snapshots that this store has something of."""
@@ -137,9 +125,17 @@ class Client(Wire):
         """Return {"pins": […]}: what eviction must respect."""
         return self._get("/pins")
 
-    def pin(self, ref: str) -> Json:
-        """Protect a snapshot that is here."""
-        return self._change("POST", "/pins", _body_of(ref, None))
+    def pin(self, ref: str, replicas: int | None = None) -> Json:
+        """
+        Protect a snapshot that is here; or let so many daemons fetch and protect it.
+
+        With replicas the answer comes at once: {model, revision, commit, replicas, copies,
+        holders: [{name, id, state}]}; pins() says how far they are, under `replicas`.
+        """
+        body = _body_of(ref, None)
+        if replicas is not None:
+            body["replicas"] = replicas
+        return self._change("POST", "/pins", body)
 
     def unpin(self, ref: str) -> Json:
         """Protect it no longer; nothing is deleted by that."""

@@ -13,6 +13,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import TypeVar
 
 from p2pcache.client.answers import Json, error_of_answer
 from p2pcache.client.finding import (
@@ -29,6 +30,7 @@ API_PREFIX = "/_p2pcache/v1"
 REQUEST_TIMEOUT_S = 60.0
 # A listing of a hundred thousand snapshots; more is not what a daemon of ours says.
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
+AnyWire = TypeVar("AnyWire", bound="Wire")
 _ADMIN_TOKEN = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -55,6 +57,7 @@ class Wire:
             ConfigError: An endpoint that is no loopback address.
             DaemonUnreachableError: No daemon runs on the store that was named.
         """
+        self._named = (local, store)  # as given: after a restart the daemon may be elsewhere
         self._store = find_named_store(store)
         self._host, self._port = find_endpoint(local, store)
         # Whose token may be shown when reading: only that of a store whose daemon is asked for
@@ -66,10 +69,21 @@ class Wire:
         # As HF_ENDPOINT takes it.
         self.url = f"http://{shown_host}:{self._port}"
 
-    def _get(self, path: str) -> Json:
+    def _find_again(self, kind: type[AnyWire], *, timeout_s: float | None = None) -> AnyWire:
+        """
+        Return a way of a kind to the same daemon, where it is now: a restart may move it.
+
+        Raises:
+            DaemonUnreachableError: No daemon runs on the store that was named.
+        """
+        return kind(*self._named, timeout_s=self._timeout_s if timeout_s is None else timeout_s)
+
+    def _get(self, path: str, *, timeout_s: float | None = None) -> Json:
+        return self._request("GET", path, None, self._reader_headers(), timeout_s=timeout_s)
+
+    def _reader_headers(self) -> dict[str, str]:
         token = self._find_admin_token()
-        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        return self._request("GET", path, None, headers)
+        return {} if token is None else {"Authorization": f"Bearer {token}"}
 
     def _find_admin_token(self) -> str | None:
         """Return the daemon's token if it can be read: its holder is shown what is private."""
@@ -112,20 +126,29 @@ class Wire:
         except OSError as error:
             raise self._unreachable() from error
 
-    def _request(self, method: str, path: str, body: Json | None, headers: dict[str, str]) -> Json:
+    def _request(
+        self,
+        method: str,
+        path: str,
+        body: Json | None,
+        headers: dict[str, str],
+        *,
+        timeout_s: float | None = None,
+    ) -> Json:
         import http.client
 
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
         content = None if body is None else json.dumps(body).encode()
         if content is not None:
             headers = {**headers, "Content-Type": "application/json"}
-        connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
         try:
             connection.request(method, API_PREFIX + path, content, headers)
             response = connection.getresponse()
             answer = response.read(ANSWER_BYTES_MAX + 1)
         except TimeoutError as error:
             raise DaemonUnreachableError(
-                f"The daemon at {self.url} did not answer within {self._timeout_s:g} s; "
+                f"The daemon at {self.url} did not answer within {timeout_s:g} s; "
                 "look at its log, or start it again with: p2pcache up"
             ) from error
         except http.client.HTTPException as error:

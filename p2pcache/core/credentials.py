@@ -44,9 +44,21 @@ class Credentials:
         """Return True when there is no token."""
         return self._token is None
 
-    def headers(self) -> dict[str, str]:
-        """Return the headers that show the token: for the hub's own origin alone."""
-        return {} if self._token is None else {"Authorization": f"Bearer {self._token}"}
+    def headers(self, *, cookie: str = "") -> dict[str, str]:
+        """
+        Return the headers that show the token: for the hub's own origin alone.
+
+        Args:
+            cookie: Name of a cookie that shows it too, for hubs that look there.
+        """
+        if self._token is None:
+            return {}
+        shown = {"Authorization": f"Bearer {self._token}"}
+        if cookie:
+            # Characters that end a cookie's value have no place in one; the other header has them.
+            is_plain = not any(c in ' ",;\\' for c in self._token)
+            shown |= {"Cookie": f"{cookie}={self._token}"} if is_plain else {}
+        return shown
 
     def secret_bytes(self) -> bytes:
         """Return what a keyed hash of the token is made from."""

@@ -458,7 +458,7 @@ class FetchMachine:
         owed = []
         for index in islice(open_chunks, OWING_SAMPLE_CHUNKS):
             # Who let it lapse is followed by the next in rank, who may be no better.
-            lapsed, failed = self._lapsed.get(index, frozenset()), set[str]()
+            lapsed, failed = self._lapsed.get(index, set[str]()), set[str]()
             while (owner := self._ownership.next_owner_of(index, failed)) is not None:
                 owed.append((owner, index))
                 if owner not in lapsed:

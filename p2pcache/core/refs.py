@@ -16,7 +16,9 @@ from p2pcache.errors import InvalidNameError
 
 RepoKind = Literal["models", "datasets", "spaces"]
 REPO_KINDS: tuple[RepoKind, ...] = ("models", "datasets", "spaces")
-HUBS = ("hf",)
+HUBS = ("hf", "ms")
+# The branch that a hub's repositories start with, and its clients mean when they name none.
+DEFAULT_REVISIONS = {"hf": "main", "ms": "master"}
 
 # The longest a file system takes for one component; paths as long as PATH_MAX on Linux.
 NAME_BYTES_MAX = 255
@@ -114,12 +116,15 @@ class RepoId:
     def __post_init__(self) -> None:
         if self.hub not in HUBS:
             raise InvalidNameError(
-                f"{self.hub[:40]!r} is not a hub that this release speaks; use hf:org/name."
+                f"{self.hub[:40]!r} is not a hub that this release speaks; use hf:org/name or "
+                "ms:org/name."
             )
         parts = self.name.split("/")
         good = (
             self.kind in REPO_KINDS
             and len(parts) in (1, 2)
+            # ModelScope has no spaces, and every repository of it has an owner.
+            and (self.hub != "ms" or (self.kind != "spaces" and len(parts) == 2))
             and all(_NAME.fullmatch(p) and ".." not in p and "--" not in p for p in parts)
         )
         if not good:
@@ -159,10 +164,14 @@ class SnapshotId:
 
 @dataclass(frozen=True, slots=True)
 class ModelReference:
-    """What a caller typed: a repository and a revision, `main` when none was given."""
+    """What a caller typed: a repository and a revision; without one, the hub's first branch."""
 
     repo: RepoId
-    revision: str = "main"
+    revision: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.revision:
+            object.__setattr__(self, "revision", DEFAULT_REVISIONS[self.repo.hub])
 
     @classmethod
     def parse(cls, text: str, *, revision: str | None = None) -> ModelReference:
@@ -187,14 +196,16 @@ class ModelReference:
             hub, rest = "hf", base
         elif hub not in HUBS:
             raise InvalidNameError(
-                f"{hub[:40]!r} is not a hub that this release speaks; use hf:org/name."
+                f"{hub[:40]!r} is not a hub that this release speaks; use hf:org/name or "
+                "ms:org/name."
             )
         kind: RepoKind = "models"
         first, slash, after = rest.partition("/")
         if slash and first in REPO_KINDS:
             kind, rest = first, after
         wanted = inside if at else revision
-        return cls(RepoId(hub, kind, rest), parse_revision("main" if wanted is None else wanted))
+        repo = RepoId(hub, kind, rest)
+        return cls(repo) if wanted is None else cls(repo, parse_revision(wanted))
 
     def __str__(self) -> str:
         return f"{self.repo}@{self.revision}"

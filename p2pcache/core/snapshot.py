@@ -109,7 +109,33 @@ def _matches(path: str, pattern: str) -> bool:
     return fnmatchcase(path, pattern + "*" if pattern.endswith("/") else pattern)
 
 
+# Endings of files that hold weights or rows; what a loader has to know of them is at their head.
+_BULK_ENDINGS = (
+    ".safetensors", ".gguf", ".ggml", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".onnx_data", ".h5",
+    ".msgpack", ".npz", ".npy", ".tflite", ".mlmodel", ".pb", ".nemo", ".tar", ".gz", ".zip",
+    ".zst", ".parquet", ".arrow",
+)  # fmt: skip
+# Whatever ends otherwise and is no longer than this is read before weights: configurations,
+# tokenizers, indexes of weights, templates, licences. The largest tokenizers have some 30 MB.
+_METADATA_BYTES_MAX = 64 * 1024 * 1024
+
+
+def rank_for_fetching(entry: FileEntry) -> int:
+    """Return 0 for what a loader reads first, 1 for other files, 2 for weights."""
+    name = entry.path.lower()
+    if name.endswith(_BULK_ENDINGS):
+        return 2
+    if entry.size_bytes > _METADATA_BYTES_MAX:
+        return 1
+    return 0
+
+
 def order_for_fetching(files: Iterable[FileEntry]) -> list[FileEntry]:
-    """Return each blob once, smallest first: configuration and tokenizer before weights."""
-    distinct = {entry.digest: entry for entry in files}
-    return sorted(distinct.values(), key=lambda entry: (entry.size_bytes, entry.path))
+    """Return each blob once, configuration, tokenizer and indexes before weights, small first."""
+    ordered = sorted(
+        files, key=lambda entry: (rank_for_fetching(entry), entry.size_bytes, entry.path)
+    )
+    distinct: dict[BlobDigest, FileEntry] = {}
+    for entry in ordered:
+        distinct.setdefault(entry.digest, entry)
+    return list(distinct.values())

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 
 from p2pcache.core import layout as layouts
 from p2pcache.core.layout import Layout
@@ -52,6 +52,13 @@ _GGUF_TEXT, _GGUF_ARRAY, _GGUF_UINT32 = 8, 9, 4
 _LENGTH = struct.Struct("<Q")
 
 
+class Format(StrEnum):
+    """A format whose head lists its tensors."""
+
+    SAFETENSORS = "safetensors"
+    GGUF = "gguf"
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """One tensor's place in its file; `kind` is its type and shape as the format writes them."""
@@ -60,6 +67,29 @@ class Tensor:
     kind: str
     start: int
     length: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListedTensor:
+    """
+    One tensor as a head lists it, empty ones included. `dtype` is the format's word for the type,
+    in GGUF a number; `length` is up to the next tensor, with what pads it.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorList:
+    """What a file's head lists, in the order of the bytes; may be empty."""
+
+    format: Format
+    size_bytes: int
+    tensors: tuple[ListedTensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +166,44 @@ def read_tensors(head: bytes | bytearray, size_bytes: int) -> TensorMap | MoreHe
     """
     if size_bytes <= layouts.CHUNK_SIZE_BYTES:
         return None
+    found = list_tensors(head, size_bytes)
+    return map_tensors(found) if isinstance(found, TensorList) else found
+
+
+def map_tensors(listed: TensorList) -> TensorMap | None:
+    """Return where the tensors lie; None for a file without any, or of a single chunk anyway."""
+    kept = tuple(
+        Tensor(listed_one.name, _show_kind(listed_one), listed_one.start, listed_one.length)
+        for listed_one in listed.tensors
+        if listed_one.length > 0
+    )
+    if not kept or listed.size_bytes <= layouts.CHUNK_SIZE_BYTES:
+        return None
+    # What lies between the head and the first tensor belongs to the head.
+    return TensorMap(listed.size_bytes, kept[0].start, kept)
+
+
+def list_tensors(head: bytes | bytearray, size_bytes: int) -> TensorList | MoreHead | None:
+    """
+    Read what a file's head lists, of a file of any size.
+
+    Args:
+        head: Its first bytes.
+        size_bytes: How many it has in all.
+
+    Returns:
+        The list; MoreHead when head ends too early; None for a file of another format, and one
+        that breaks the rules of its own.
+    """
     try:
         is_gguf = head.startswith(_GGUF_MAGIC)
-        found = _read_gguf(head, size_bytes) if is_gguf else _read_safetensors(head, size_bytes)
+        return _read_gguf(head, size_bytes) if is_gguf else _read_safetensors(head, size_bytes)
     except _MoreError as error:
         # Both are above what there is: whoever raises this has compared the end with size and cap.
-        return MoreHead(min(size_bytes, HEAD_BYTES_MAX, error.head_bytes))
+        wanted = min(size_bytes, HEAD_BYTES_MAX, error.head_bytes)
+        return MoreHead(wanted) if wanted > len(head) else None  # a file shorter than any head
     except (_RuleError, ValueError, RecursionError):
         return None
-    return found
 
 
 class _MoreError(Exception):
@@ -164,18 +223,14 @@ def _join(tensors: list[Tensor], end: int) -> Segment:
     return Segment(label, tensors[0].start, end - tensors[0].start)
 
 
-def _make_map(size_bytes: int, tensors: Iterable[Tensor]) -> TensorMap:
-    kept = tuple(tensor for tensor in tensors if tensor.length > 0)
-    if not kept:
-        raise _RuleError("no tensor with bytes")
-    # What lies between the head and the first tensor belongs to the head.
-    return TensorMap(size_bytes, kept[0].start, kept)
+def _show_kind(tensor: ListedTensor) -> str:
+    return f"{tensor.dtype}{list(tensor.shape)}"
 
 
 # --- safetensors ---
 
 
-def _read_safetensors(head: bytes | bytearray, size_bytes: int) -> TensorMap:
+def _read_safetensors(head: bytes | bytearray, size_bytes: int) -> TensorList:
     if len(head) < _LENGTH.size:
         raise _MoreError(_LENGTH.size)
     (length,) = _LENGTH.unpack_from(head)
@@ -204,7 +259,7 @@ def _read_safetensors(head: bytes | bytearray, size_bytes: int) -> TensorMap:
         position += tensor.length
     if position != size_bytes:
         raise _RuleError("tensors that do not fill the file")
-    return _make_map(size_bytes, tensors)
+    return TensorList(Format.SAFETENSORS, size_bytes, tuple(tensors))
 
 
 def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -214,7 +269,7 @@ def _refuse_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return made
 
 
-def _read_entry(name: str, entry: object, data_start: int) -> Tensor:
+def _read_entry(name: str, entry: object, data_start: int) -> ListedTensor:
     if not isinstance(entry, dict):
         raise _RuleError("a tensor that is no object")
     kind, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -227,7 +282,7 @@ def _read_entry(name: str, entry: object, data_start: int) -> Tensor:
     begin, end = offsets
     if not 0 <= begin <= end <= layouts.BLOB_SIZE_BYTES_MAX:
         raise _RuleError("a tensor outside the file")
-    return Tensor(name, f"{kind}{shape}", data_start + begin, end - begin)
+    return ListedTensor(name, kind, tuple(shape), data_start + begin, end - begin)
 
 
 # --- GGUF ---
@@ -282,13 +337,13 @@ class _Cursor:
         return self._head[start : self.position].decode()
 
 
-def _read_gguf(head: bytes | bytearray, size_bytes: int) -> TensorMap:
+def _read_gguf(head: bytes | bytearray, size_bytes: int) -> TensorList:
     cursor = _Cursor(head, size_bytes)
     version = cursor.whole(4)
     tensor_count, pair_count = cursor.whole(8), cursor.whole(8)
     if version not in _GGUF_VERSIONS:
         raise _RuleError("another version, or another byte order")
-    if not 0 < tensor_count <= TENSORS_MAX or pair_count > KEYS_MAX:
+    if tensor_count > TENSORS_MAX or pair_count > KEYS_MAX:
         raise _RuleError("too many tensors or keys")
     alignment = _GGUF_ALIGNMENT_DEFAULT
     for _ in range(pair_count):
@@ -304,17 +359,17 @@ def _read_gguf(head: bytes | bytearray, size_bytes: int) -> TensorMap:
         name, dimension_count = cursor.text(), cursor.whole(4)
         if dimension_count > DIMENSIONS_MAX:
             raise _RuleError("too many dimensions")
-        shape = cursor.wholes(dimension_count)
-        places.append((name, f"{cursor.whole(4)}{shape}", cursor.whole(8)))
+        shape = tuple(cursor.wholes(dimension_count))
+        places.append((name, str(cursor.whole(4)), shape, cursor.whole(8)))
     data_start = -(-cursor.position // alignment) * alignment
-    places.sort(key=lambda place: place[2])
-    ends = [place[2] for place in places[1:]] + [size_bytes - data_start]
+    places.sort(key=lambda place: place[3])
+    ends = [place[3] for place in places[1:]] + [size_bytes - data_start] * bool(places)
     tensors = []
-    for (name, shaped, offset), end in zip(places, ends, strict=True):
+    for (name, dtype, shape, offset), end in zip(places, ends, strict=True):
         if end < offset or offset % alignment:
             raise _RuleError("tensors over one another, or beyond the file")
-        tensors.append(Tensor(name, shaped, data_start + offset, end - offset))
-    return _make_map(size_bytes, tensors)
+        tensors.append(ListedTensor(name, dtype, shape, data_start + offset, end - offset))
+    return TensorList(Format.GGUF, size_bytes, tuple(tensors))
 
 
 def _skip_value(cursor: _Cursor, kind: int) -> None:

@@ -27,8 +27,10 @@ log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def answer_error(error: P2PCacheError, headers: dict[str, str] | None = None) -> web.Response:
-    """Return the answer for an error of ours."""
+def answer_error(
+    error: P2PCacheError, headers: dict[str, str] | None = None, *, message: str = ""
+) -> web.Response:
+    """Return the answer for an error of ours, in its own words unless others are given."""
     all_headers = {"X-Error-Code": error.code, **(headers or {})}
     if isinstance(error, DaemonBusyError):
         all_headers["Retry-After"] = "1"
@@ -37,7 +39,9 @@ def answer_error(error: P2PCacheError, headers: dict[str, str] | None = None) ->
     if isinstance(error, UpstreamRateLimitedError) and error.retry_after_s is not None:
         all_headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
     return web.json_response(
-        {"error": error.code, "message": str(error)}, status=error.http_status, headers=all_headers
+        {"error": error.code, "message": message or str(error)},
+        status=error.http_status,
+        headers=all_headers,
     )
 
 

@@ -28,18 +28,26 @@ from p2pcache.daemon.answers import answer_errors
 from p2pcache.daemon.assembly import open_cache
 from p2pcache.daemon.bundle_api import BundleApi
 from p2pcache.daemon.check_api import CheckApi
+from p2pcache.daemon.downloads_api import DownloadsApi
+from p2pcache.daemon.events_api import EventsApi
 from p2pcache.daemon.guard import Guard
 from p2pcache.daemon.hf_gateway import BODY_BYTES_MAX, HuggingFaceGateway
 from p2pcache.daemon.imports_api import ImportsApi
 from p2pcache.daemon.management import Management
 from p2pcache.daemon.metrics import Metrics
+from p2pcache.daemon.ms_gateway import ModelScopeGateway
+from p2pcache.daemon.orders_api import OrdersApi
 from p2pcache.daemon.peer_api import PeerApi, check_private
+from p2pcache.daemon.residency_api import ResidencyApi
 from p2pcache.daemon.space_api import SpaceApi
-from p2pcache.discovery.base import Announcement, Discovery
+from p2pcache.daemon.versions_api import VersionsApi
+from p2pcache.discovery.base import Announcement, Candidate, Discovery
 from p2pcache.discovery.mdns import MdnsDiscovery
 from p2pcache.discovery.static import StaticDiscovery
 from p2pcache.engine.cache import Cache
+from p2pcache.engine.crew import Crew
 from p2pcache.engine.downloads import Downloads
+from p2pcache.engine.replicas import Replicas
 from p2pcache.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -89,11 +97,14 @@ async def run_daemon(config: DaemonConfig, announce: Callable[[Ready], None]) ->
         stack.push_async_callback(downloads.close)
         peer_port = peer_socket.getsockname()[1]
         cache.swarm.open(peer_port)
-        await serve(make_peer_app(cache), peer_socket, stack)
+        await serve(make_peer_app(cache, downloads), peer_socket, stack)
         local_app, management = make_local_app(cache, downloads, local_socket)
         await serve(local_app, local_socket, stack)
-        await discover(config, cache, peer_port, stack)
+        await discover(config, cache, downloads.crew, peer_port, stack)
+        await downloads.open()
         cache.checkup.open()
+        cache.residencies.open()
+        cache.access.visibility.open()
         ready = Ready(
             f"http://{show_address(local_socket)}",
             show_address(peer_socket),
@@ -119,6 +130,23 @@ def drop_traceback(record: logging.LogRecord) -> bool:
     """Log a request that is no HTTP in one line: anybody who can connect can send some."""
     record.exc_info = None
     return True
+
+
+class PlainHandler(web.RequestHandler):
+    """A connection that does not repeat what it could not read: a token may be in that line."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer a request that is no HTTP."""
+        said = message if status != 400 else "This request is no HTTP; look at its headers.\n"
+        return super().handle_error(request, status, exc, said)
 
 
 def bind(address: tuple[str, int], flag: str) -> socket.socket:
@@ -167,15 +195,29 @@ async def serve(app: web.Application, listener: socket.socket, stack: AsyncExitS
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    await web.SockSite(runner, listener, backlog=BACKLOG).start()
+    server, loop = runner.server, asyncio.get_running_loop()
+    assert server is not None, "setup() makes it"
+
+    def make_handler() -> PlainHandler:
+        return PlainHandler(
+            server,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]
+            keepalive_timeout=KEEPALIVE_S,
+        )
+
+    listening = await loop.create_server(make_handler, sock=listener, backlog=BACKLOG)
+    stack.callback(listening.close)
 
 
-def make_peer_app(cache: Cache) -> web.Application:
-    """Return the peer endpoint."""
+def make_peer_app(cache: Cache, downloads: Downloads | None = None) -> web.Application:
+    """Return the peer endpoint; without downloads, one that takes no orders."""
     app = web.Application(
         middlewares=[answer_errors, check_private], client_max_size=EXCHANGE_BYTES_MAX
     )
     PeerApi(cache).add_routes(app)
+    if downloads is not None:
+        OrdersApi(cache, downloads).add_routes(app)
     return app
 
 
@@ -193,14 +235,25 @@ def make_local_app(
     )
     management = Management(cache, downloads, guard)
     management.add_routes(app)
-    SpaceApi(cache, guard).add_routes(app)
+    downloads_api = DownloadsApi(cache, downloads, guard)
+    downloads_api.add_routes(app)
+    EventsApi(cache, downloads, guard, downloads_api).add_routes(app)
+    ResidencyApi(cache, guard).add_routes(app)
+    replicas = Replicas(cache, downloads)
+    app.on_startup.append(lambda _: replicas.open())
+    app.on_shutdown.append(lambda _: replicas.close())
+    SpaceApi(cache, guard, replicas).add_routes(app)
+    VersionsApi(cache, guard).add_routes(app)
     BundleApi(cache, guard).add_routes(app)
     ImportsApi(cache, guard).add_routes(app)
     CheckApi(cache, guard).add_routes(app)
     app.router.add_get("/metrics", metrics.show)
     app.router.add_get("/healthz", answer_alive)
     app.router.add_get("/readyz", answer_alive)
-    app.router.add_route("*", "/{tail:.*}", HuggingFaceGateway(cache).handle)
+    ModelScopeGateway(cache).add_routes(app)
+    gateway = HuggingFaceGateway(cache)
+    app.on_cleanup.append(gateway.close)
+    app.router.add_route("*", "/{tail:.*}", gateway.handle)
     return app, management
 
 
@@ -210,7 +263,7 @@ async def answer_alive(request: web.Request) -> web.Response:
 
 
 async def discover(
-    config: DaemonConfig, cache: Cache, peer_port: int, stack: AsyncExitStack
+    config: DaemonConfig, cache: Cache, crew: Crew, peer_port: int, stack: AsyncExitStack
 ) -> None:
     """Begin to announce ourselves and to look for peers, in every configured way."""
     ways: list[Discovery] = [StaticDiscovery(list(config.peers))] if config.peers else []
@@ -219,9 +272,14 @@ async def discover(
     announcement = Announcement(
         cache.context.settings.peer_id, cache.context.settings.name, peer_port
     )
+
+    def add(candidate: Candidate) -> None:
+        crew.note_found(candidate)
+        cache.swarm.add_candidate(candidate)
+
     for way in ways:
         try:
-            await way.start(announcement, cache.swarm.add_candidate, cache.swarm.drop_candidate)
+            await way.start(announcement, add, cache.swarm.drop_candidate)
         except ConfigError as error:
             # A machine without multicast still works alone and with --peer.
             log.warning("%s", error)

@@ -23,6 +23,8 @@ from p2pcache.engine.context import Context
 from p2pcache.engine.indexthread import IndexThread
 from p2pcache.engine.settings import EngineSettings
 from p2pcache.hubs.huggingface import HuggingFaceHub
+from p2pcache.hubs.modelscope import ModelScopeHub
+from p2pcache.hubs.router import HubRouter
 from p2pcache.store.blobs import FileBlobStore
 from p2pcache.store.home import StoreHome
 from p2pcache.store.hubtree import HubTree
@@ -81,13 +83,17 @@ async def open_cache(config: DaemonConfig, stack: AsyncExitStack) -> Cache:
     if report.was_rebuilt and (report.blobs_found or report.partials):
         log.warning("the index was rebuilt from the store: %d blobs", report.blobs_found)
     budget = UpstreamBudget(clock, SystemRandom(), limit_bps=config.upstream_limit_bps)
-    hub = HuggingFaceHub(config.hf_upstream, budget)
-    hub.open()
-    stack.push_async_callback(hub.close)
+    huggingface = HuggingFaceHub(config.hf_upstream, budget)
+    # Each hub counts its own requests, and asks for its own pauses.
+    modelscope = ModelScopeHub(config.ms_upstream, UpstreamBudget(clock, SystemRandom()))
+    for hub in (huggingface, modelscope):
+        hub.open()
+        stack.push_async_callback(hub.close)
+    upstreams = (config.hf_upstream, config.ms_upstream)
     peer_pool = ConnectionPool(allows_private=True, uses_proxy=False)
     stack.callback(peer_pool.close)
     upstream_pool = ConnectionPool(
-        allows_private=is_private_upstream(config.hf_upstream), uses_proxy=True
+        allows_private=any(map(is_private_upstream, upstreams)), uses_proxy=True
     )
     stack.callback(upstream_pool.close)
     context = Context(
@@ -103,16 +109,21 @@ async def open_cache(config: DaemonConfig, stack: AsyncExitStack) -> Cache:
             download_limit_bps=config.download_limit_bps,
             upload_limit_bps=config.upload_limit_bps,
             peer_limit_bps=config.peer_limit_bps,
+            public_ttl_s=config.public_ttl_s,
+            offline_grace_s=config.offline_grace_s,
+            downloads_max=config.downloads_max,
+            allow_paths=config.allow_paths,
+            labels=config.labels,
         ),
         clock=clock,
         home=home,
         store=store,
         tree=tree,
         index=index,
-        hub=hub,
+        hub=HubRouter(huggingface, modelscope),
         peer_pool=peer_pool,
         upstream_pool=upstream_pool,
-        upstream_is_trusted=may_trust_upstream(config.hf_upstream),
+        upstream_is_trusted=all(map(may_trust_upstream, upstreams)),
         random=SystemRandom(),
         budget=budget,
     )

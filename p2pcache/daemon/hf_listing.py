@@ -9,13 +9,17 @@ Source: docs/reference/hub-dialect.md (JSON shapes).
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Mapping
 
 from p2pcache.core.hubjson import strip_xet
 from p2pcache.core.snapshot import FileEntry, Snapshot
+from p2pcache.errors import InputError
 from p2pcache.store.catalogue import SnapshotRow
 
 # Git's LFS pointer is three lines; clients only want the key to be there.
 _POINTER_SIZE_BYTES = 134
+_CURSOR = re.compile(r"at-(\d{1,7})", re.ASCII)
 
 
 def describe_repository(row: SnapshotRow, *, with_blobs: bool) -> dict[str, object]:
@@ -111,3 +115,26 @@ def find_paths(snapshot: Snapshot, paths: list[str]) -> list[dict[str, object]]:
         elif path and has_folder(snapshot, path):
             found.append(describe_folder(path))
     return found
+
+
+def cut_page(
+    entries: list[dict[str, object]], query: Mapping[str, list[str]]
+) -> tuple[list[dict[str, object]], str | None]:
+    """
+    Return the page that a caller asks for by `limit` and `cursor`, and the cursor of the next.
+
+    Without a limit everything is one page: some clients read no second one.
+
+    Raises:
+        InputError: The cursor is not one of ours.
+    """
+    limit, cursor = query.get("limit", [""])[0], query.get("cursor", [""])[0]
+    start = 0
+    if cursor:
+        match = _CURSOR.fullmatch(cursor)
+        if match is None:
+            raise InputError("That page cannot be told from here; begin with the first one.")
+        start = int(match[1])
+    is_limited = limit.isascii() and limit.isdecimal() and 0 < len(limit) < 7 and int(limit) > 0
+    stop = start + int(limit) if is_limited else len(entries)
+    return entries[start:stop], f"at-{stop}" if stop < len(entries) else None

@@ -17,6 +17,7 @@ from p2pcache.daemon.answers import Handler
 from p2pcache.daemon.guard import DOWNLOAD_ALIAS, MANAGEMENT_PREFIX
 from p2pcache.engine.cache import Cache
 from p2pcache.engine.downloads import Downloads
+from p2pcache.hubs.router import MODELSCOPE_PATHS
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -69,7 +70,8 @@ class Metrics:
         """Count the gateway's answers by status."""
         response = await handler(request)
         if not request.path.startswith(_NOT_GATEWAY):
-            self._requests["hf", response.status] += 1
+            dialect = "ms" if request.path.startswith(MODELSCOPE_PATHS) else "hf"
+            self._requests[dialect, response.status] += 1
         return response
 
     @web.middleware
@@ -77,7 +79,9 @@ class Metrics:
         """Measure how long the answer to "is it here?" takes."""
         started_s = self._cache.context.clock.monotonic_s()
         response = await handler(request)
-        if request.path.startswith(_RESIDENCY):
+        # Who waits, or asks the hub or every peer, measures them and not this.
+        is_plain = request.method == "GET" and not {"wait", "scope"} & request.query.keys()
+        if is_plain and request.path.startswith(_RESIDENCY):
             self._residency.note(self._cache.context.clock.monotonic_s() - started_s)
         return response
 
@@ -208,6 +212,21 @@ class Metrics:
                     (("dialect", dialect), ("code", str(code))): float(n)
                     for (dialect, code), n in self._requests.items()
                 },
+            ),
+            *_family(
+                "p2pcache_token_checks_total",
+                "counter",
+                "Questions to the hub whether a caller's token lets him in, by its answer.",
+                {
+                    (("answer", answer),): float(n)
+                    for answer, n in self._cache.access.token_checks.items()
+                },
+            ),
+            *_family(
+                "p2pcache_grace_answers_total",
+                "counter",
+                "Restricted files given out while the hub did not answer.",
+                {(): float(self._cache.access.grace_answers_total)},
             ),
             *self._residency.show(
                 "p2pcache_residency_seconds",

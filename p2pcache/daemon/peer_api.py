@@ -19,8 +19,10 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from p2pcache.core.digest import BlobDigest, ChunkDigest
+from p2pcache.core.holdings import HoldingsQuestion
 from p2pcache.core.messages import Exchange, snapshot_to_json, table_to_json
 from p2pcache.core.refs import ModelReference, RepoId, parse_revision
+from p2pcache.core.saidrefs import SaidRef
 from p2pcache.daemon.answers import Handler, answer_error
 from p2pcache.daemon.sending import send_file_range
 from p2pcache.engine.cache import Cache
@@ -59,6 +61,7 @@ class PeerApi:
         app.router.add_get("/v1/chunks/{digest}", self.chunk)
         app.router.add_get("/v1/blobs/{digest}/chunks/{run}", self.run)
         app.router.add_get("/v1/blobs/{digest}/table", self.table)
+        app.router.add_post("/v1/holdings", self.holdings)
         app.router.add_get("/v1/snapshots/{hub}/{repo:.+}/{revision}", self.snapshot)
 
     async def hello(self, request: web.Request) -> web.Response:
@@ -134,6 +137,15 @@ class PeerApi:
         blob = BlobDigest.parse(request.match_info["digest"])
         return web.json_response(table_to_json(await self._cache.get_table(blob)))
 
+    async def holdings(self, request: web.Request) -> web.Response:
+        """Say how much of some blobs a peer may have here."""
+        try:
+            message = json.loads(await request.read())
+        except (ValueError, RecursionError) as error:
+            raise InputError("A question about blobs is JSON.") from error
+        answer = await self._cache.residencies.answer(HoldingsQuestion.from_json(message))
+        return web.json_response(answer.to_json())
+
     async def snapshot(self, request: web.Request) -> web.Response:
         """Send the file list of a commit, or of what a branch was when the hub last said."""
         name = unquote(request.match_info["repo"])
@@ -142,7 +154,11 @@ class PeerApi:
             kind, rest = "models", name
         repo = RepoId.of(request.match_info["hub"], kind, rest)
         reference = ModelReference(repo, parse_revision(request.match_info["revision"]))
-        row = await self._cache.librarian.find_cached(reference)
-        if row is None or row.public_wall_s is None:
+        asks_hub = request.query.get("ask") == "1"
+        heard = await self._cache.librarian.tell_peer(reference, asks_hub=asks_hub)
+        if heard is None:
             raise NotFoundError(f"{reference} is not known here, or not for sharing.")
-        return web.json_response(snapshot_to_json(row.snapshot))
+        message = snapshot_to_json(heard.snapshot)
+        if heard.age_s is not None:
+            message |= SaidRef(heard.age_s).to_json()
+        return web.json_response(message)

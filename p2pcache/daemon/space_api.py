@@ -11,23 +11,28 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from p2pcache.core.eviction import Protection, Step
+from p2pcache.core.eviction import HIGH_MARK, Protection, Step
 from p2pcache.core.refs import ModelReference, SnapshotId
 from p2pcache.core.residency import State
+from p2pcache.core.selection import select_default
 from p2pcache.daemon.guard import MANAGEMENT_PREFIX, Guard
 from p2pcache.daemon.management import get_optional_text, read_object, read_reference
 from p2pcache.engine.cache import Cache
+from p2pcache.engine.gauge import Figures
 from p2pcache.engine.leases import HOLDER_CHARS_MAX, LEASE_TTL_S_DEFAULT, Lease
+from p2pcache.engine.replicas import Replicas
 from p2pcache.errors import InputError, NotFoundError
 from p2pcache.store.catalogue import RefRow, SnapshotRow
+from p2pcache.store.replicafile import ReplicaRow
 
 
 class SpaceApi:
     """The handlers about room."""
 
-    def __init__(self, cache: Cache, guard: Guard) -> None:
+    def __init__(self, cache: Cache, guard: Guard, replicas: Replicas) -> None:
         self._cache = cache
         self._guard = guard
+        self._replicas = replicas
 
     def add_routes(self, app: web.Application) -> None:
         """Put the handlers in."""
@@ -51,6 +56,7 @@ class SpaceApi:
         context = self._cache.context
         count, size_bytes = await context.index.call(lambda index: index.blobs.measure())
         figures, sums, report = await self._cache.space.report()
+        reserved = await self._cache.space.measure_reserved()
         return web.json_response(
             {
                 "store": str(context.settings.store),
@@ -68,6 +74,8 @@ class SpaceApi:
                 "adopted_bytes": sums.adopted_bytes,
                 "pinned_bytes": report.protected_bytes[Protection.PINNED],
                 "evictable_bytes": report.evictable_bytes,
+                "reserved_bytes": reserved,
+                "warnings": find_warnings(figures, reserved, report.evictable_bytes),
             }
         )
 
@@ -113,11 +121,22 @@ class SpaceApi:
             for pin in await self._cache.space.pins.list_all()
             if await self._may_show(request, SnapshotId(pin.repo, pin.commit))
         ]
-        return web.json_response({"pins": shown})
+        rows = [
+            self._describe_copies(row)
+            for row in self._replicas.list_all()
+            if await self._may_show(request, SnapshotId(row.reference.repo, row.commit))
+        ]
+        return web.json_response({"pins": shown} | ({"replicas": rows} if rows else {}))
 
     async def pin(self, request: web.Request) -> web.Response:
         """Protect a snapshot that is here."""
-        reference = read_reference(await read_object(request))
+        message = await read_object(request)
+        reference, count = read_reference(message), message.get("replicas")
+        if count is not None:
+            if isinstance(count, bool) or not isinstance(count, int):
+                raise InputError("'replicas' is how many daemons are to hold a copy.")
+            kept = await self._replicas.keep(reference, count)
+            return web.json_response(self._describe_copies(kept))
         row = await self._get_known(reference)
         wall_s = self._cache.context.clock.wall_s()
         pin = RefRow(reference.repo, reference.revision, row.snapshot.id.commit, wall_s)
@@ -127,7 +146,8 @@ class SpaceApi:
     async def unpin(self, request: web.Request) -> web.Response:
         """Stop protecting a snapshot."""
         reference = read_reference(await read_object(request))
-        if not await self._cache.space.pins.remove(reference):
+        had_copies = await self._replicas.stop(reference)
+        if not await self._cache.space.pins.remove(reference) and not had_copies:
             raise NotFoundError(f"{reference} is not pinned; list pins with: p2pcache ls")
         return web.json_response({"model": str(reference.repo), "revision": reference.revision})
 
@@ -155,6 +175,8 @@ class SpaceApi:
         residency = await self._cache.measure(list(row.snapshot.files))
         if residency.state is State.ABSENT:
             raise _not_here(reference)
+        # Resident is what a pull without patterns brings, as everywhere else.
+        residency = await self._cache.measure(list(select_default(row.snapshot.files)))
         lease = await self._cache.space.lease(row.snapshot.id, ttl_s, holder)
         if residency.state is State.RESIDENT:
             await self._cache.find_path(row.snapshot)  # who leases will open it
@@ -176,6 +198,20 @@ class SpaceApi:
         await self._cache.space.leases.load()
         lease = await self._cache.space.leases.end(request.match_info["id"])
         return web.json_response(self._describe_lease(lease))
+
+    def _describe_copies(self, row: ReplicaRow) -> dict[str, object]:
+        states = {h.peer_id: self._replicas.state_of(row, h) for h in row.holders.values()}
+        return {
+            "model": str(row.reference.repo),
+            "revision": row.reference.revision,
+            "commit": row.commit,
+            "replicas": row.count,
+            "copies": sum(state == "held" for state in states.values()),
+            "holders": [
+                {"name": h.name, "id": h.peer_id, "state": states[h.peer_id]}
+                for h in row.holders.values()
+            ],
+        }
 
     def _describe_lease(self, lease: Lease) -> dict[str, object]:
         return {
@@ -203,6 +239,29 @@ class SpaceApi:
         reference = ModelReference(snapshot_id.repo, snapshot_id.commit)
         row = await self._cache.librarian.find_cached(reference)
         return row is not None and row.public_wall_s is not None
+
+
+def find_warnings(figures: Figures, reserved_bytes: int, evictable_bytes: int) -> list[str]:
+    """Return what of the disk or the quota will soon keep a download from its end."""
+    found = []
+    room_bytes = figures.disk_free - figures.floor_bytes
+    if room_bytes < 0:
+        found.append(
+            f"The disk has {figures.disk_free:,} bytes free, less than the {figures.floor_bytes:,} "
+            "that stay free; models go until it has them. Free some space, or lower --free-floor."
+        )
+    elif reserved_bytes > room_bytes + evictable_bytes:
+        found.append(
+            f"Downloads under way need {reserved_bytes:,} more bytes, and the disk can give "
+            f"{room_bytes + evictable_bytes:,}; remove or unpin a model: p2pcache ls"
+        )
+    quota = figures.quota_bytes
+    if quota is not None and figures.own_bytes > quota * HIGH_MARK:
+        found.append(
+            f"The store takes {figures.own_bytes:,} of its quota of {quota:,} bytes; the longest "
+            "unused models go next. Pin what must stay, or raise --quota."
+        )
+    return found
 
 
 def describe_step(step: Step) -> dict[str, object]:

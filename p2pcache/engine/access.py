@@ -1,36 +1,43 @@
 """
-Owns who may read what: proven-public snapshots, and grants for everything else.
+Owns who may read what: what is public is for anybody, everything else for whom the hub lets in.
 
 Knows nothing of bytes.
-Invariants: a grant exists only after the hub said yes to this very token for this repository
-and commit, for GRANT seconds; a hub that does not answer is never a yes; one refusal to an
-anonymous caller revokes "public" at once.
-Source: design.md §7; docs/explanation/trust-and-threats.md.
+Invariants: before restricted content is handed out, the hub says yes to this very token, asked
+after the caller came; a yes of the last GRANT seconds stands in for it only while little is left of
+the hub's quota; a hub that does not answer is never a yes, unless the operator allowed a grace; a
+refusal takes back at once what was granted, or public. What is asked of the hub for a name that is
+hidden takes as long as for one that does not exist.
+Source: design.md §7; docs/decisions/0019-how-old-a-yes-may-be.md.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import secrets
-from collections import OrderedDict
-from collections.abc import Callable
+import asyncio
+import contextlib
+import logging
+from collections import Counter, OrderedDict
 
-from p2pcache.core.credentials import ANONYMOUS, Credentials
-from p2pcache.core.refs import SnapshotId
+from p2pcache.core.credentials import Credentials
+from p2pcache.core.refs import ModelReference, RepoId, SnapshotId
 from p2pcache.core.snapshot import Snapshot
 from p2pcache.engine.context import Context
-from p2pcache.engine.single import SingleFlight
-from p2pcache.errors import (
-    NotFoundError,
-    UpstreamAuthError,
-    UpstreamProtocolError,
-    UpstreamRateLimitedError,
+from p2pcache.engine.fresh import FreshFlight
+from p2pcache.engine.grants import Grants
+from p2pcache.engine.visibility import (
+    REFUSED,
+    UNANSWERED,
+    Visibility,
+    choose_file,
+    is_scarce_now,
 )
-from p2pcache.errors import UpstreamUnreachableError as Unreachable
+from p2pcache.errors import P2PCacheError, RepositoryNotFoundError, UpstreamAuthError
 
-# Distinct (token, snapshot) pairs within a minute on one machine; the oldest goes.
-GRANTS_MAX = 4096
+log = logging.getLogger(__name__)
+
+# A hidden repository is refused again as fast as one that the librarian knows not to exist.
+REFUSAL_TTL_S = 2.0
+# Distinct (token, snapshot) pairs within these seconds; the oldest goes.
+REFUSALS_MAX = 4096
 
 
 class Access:
@@ -38,102 +45,260 @@ class Access:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        # Told of every snapshot that the hub refuses to an anonymous caller.
-        self.on_revoked: Callable[[Snapshot], None] = lambda snapshot: None
-        self._key = secrets.token_bytes(32)
-        self._grants: OrderedDict[tuple[bytes, SnapshotId], float] = OrderedDict()
-        self._proofs = SingleFlight()
-        # When the hub last left a question for a proof unanswered.
-        self.unanswered_s = float("-inf")
+        self.visibility = Visibility(context)
+        self._grants = Grants(context.clock)
+        self._questions = FreshFlight()
+        # Not the errors themselves: these hold on to the frames that they passed through.
+        self._refusals: OrderedDict[
+            tuple[bytes, SnapshotId], tuple[float, type[P2PCacheError], str]
+        ] = OrderedDict()
+        # Answers that only the operator's grace allowed.
+        self.grace_answers_total = 0
+        # What the hub said when it was asked about a token: yes, no, unanswered.
+        self.token_checks: Counter[str] = Counter()
+
+    # --- what anybody may read ---
 
     async def is_public(self, snapshot: Snapshot) -> bool:
-        """
-        Return whether the hub gives this snapshot's files to anybody.
+        """Return whether the hub gives this snapshot's files to anybody. See Visibility."""
+        return await self.visibility.is_public(snapshot)
 
-        Asks the hub with an anonymous HEAD of one of its files, at most once a day. Access is
-        decided per repository at the hub, so one file speaks for its snapshot. When the hub
-        does not answer, an older yes stands; without one the answer is no.
-        """
-        age_s = await self._find_proof_age_s(snapshot)
-        if self._is_fresh(age_s):
-            return True
-        return await self._proofs.run(snapshot.id, lambda: self._prove(snapshot, age_s))
+    @property
+    def unanswered_s(self) -> float:
+        """Return when the hub last left a question for a proof unanswered."""
+        return self.visibility.unanswered_s
 
-    async def _find_proof_age_s(self, snapshot: Snapshot) -> float | None:
-        row = await self._context.index.call(
-            lambda index: index.catalogue.find_snapshot(snapshot.id)
-        )
-        if row is None or row.public_wall_s is None:
-            return None
-        return self._context.clock.wall_s() - row.public_wall_s
-
-    def _is_fresh(self, age_s: float | None) -> bool:
-        return age_s is not None and 0 <= age_s < self._context.settings.public_ttl_s
-
-    async def _prove(self, snapshot: Snapshot, age_s: float | None) -> bool:
-        try:
-            await self._ask(snapshot, ANONYMOUS)
-        except (Unreachable, UpstreamRateLimitedError, UpstreamProtocolError):
-            self.unanswered_s = self._context.clock.monotonic_s()
-            return age_s is not None
-        except (UpstreamAuthError, NotFoundError):
-            await self.revoke(snapshot.id)
-            self.on_revoked(snapshot)
+    async def may_share(self, snapshot: Snapshot) -> bool:
+        """Return whether peers may have the list of a snapshot: its proof is young enough."""
+        age_s = await self.visibility.find_age_s(snapshot.id)
+        if age_s is None:
             return False
-        await self.note_public(snapshot.id)
-        return True
+        is_recent = 0 <= age_s < self._context.settings.shared_ttl_s
+        return is_recent or await self.visibility.is_public(snapshot)
 
-    async def check_may_read(self, snapshot: Snapshot, credentials: Credentials) -> bool:
+    async def note_public(self, snapshot_id: SnapshotId) -> None:
+        """Record that the hub gave a file to an anonymous caller just now."""
+        await self.visibility.note_public(snapshot_id)
+
+    # --- what a caller may read ---
+
+    async def check_may_read(
+        self, snapshot: Snapshot, credentials: Credentials, path: str | None = None
+    ) -> bool:
         """
         Insist that this caller may read this snapshot; return whether anybody may.
+
+        Args:
+            snapshot: Which.
+            credentials: What the caller shows.
+            path: The file that is wanted; the hub is asked about that one.
 
         Raises:
             RepositoryNotFoundError, UpstreamAuthError: The hub refuses this caller.
             UpstreamUnreachableError: The hub cannot be asked, and the content is not public.
         """
-        if self._is_fresh(await self._find_proof_age_s(snapshot)):
-            return True
-        now_s = self._context.clock.monotonic_s()
-        key = (self._mark(credentials), snapshot.id)
-        if self._grants.get(key, 0.0) > now_s:
+        if await self.visibility.find_age_s(snapshot.id) is not None:
+            if await self.visibility.is_public(snapshot):
+                await self._check_token(snapshot, credentials, path)
+                return True
+            await self._ask(snapshot, credentials, path)
             return False
-        self._grants.pop(key, None)
-        if await self.is_public(snapshot):
+        self._check_not_hidden(snapshot, credentials)
+        if credentials.is_anonymous:
+            proof = await self.visibility.prove(snapshot)
+            if proof.error is not None:
+                self.note_hidden(snapshot, credentials, proof.error)
+                raise proof.error
             return True
-        await self._ask(snapshot, credentials)
-        self._grants[key] = self._context.clock.monotonic_s() + self._context.settings.grant_ttl_s
-        while len(self._grants) > GRANTS_MAX:
-            self._grants.popitem(last=False)
+        if not self.visibility.was_refused_lately(snapshot.id):
+            return await self._ask_both(snapshot, credentials, path)
+        await self._ask(snapshot, credentials, path)
         return False
 
-    async def note_public(self, snapshot_id: SnapshotId) -> None:
-        """Record that the hub gave a file to an anonymous caller just now."""
-        wall_s = self._context.clock.wall_s()
-        await self._context.index.call(
-            lambda index: index.catalogue.set_public(snapshot_id, wall_s)
-        )
+    async def may_list(self, snapshot: Snapshot, credentials: Credentials) -> bool:
+        """
+        Return whether metadata may be answered from here; else the hub has to be asked.
 
-    async def revoke(self, snapshot_id: SnapshotId) -> None:
+        The hub shows some of what is not public: the file list of a gated repository.
+
+        Raises:
+            UpstreamAuthError: The content is public, and the hub refuses the token.
+            RepositoryNotFoundError: The hub has just denied it to this caller.
         """
-        Record that the hub refused an anonymous caller; stop sharing what is public nowhere else.
+        if await self.visibility.find_age_s(snapshot.id) is None:
+            self._check_not_hidden(snapshot, credentials)
+            if self.visibility.was_refused_lately(snapshot.id):
+                return False
+            if not credentials.is_anonymous:
+                self.visibility.start_proof(snapshot)  # it may have been opened
+                return False
+            # What the hub would be asked for this caller is the proof itself.
+            proof = await self.visibility.prove(snapshot)
+            if isinstance(proof.error, (RepositoryNotFoundError, *UNANSWERED)):
+                self.note_hidden(snapshot, credentials, proof.error)
+                raise proof.error
+            return proof.is_public
+        if not await self.visibility.is_public(snapshot):
+            return False
+        await self._check_token(snapshot, credentials, None)
+        return True
+
+    async def may_show(
+        self, reference: ModelReference, snapshot: Snapshot | None, credentials: Credentials
+    ) -> bool:
         """
-        hidden = await self._context.index.call(
-            lambda index: index.catalogue.revoke_public(snapshot_id)
+        Return whether a caller may know how much of a snapshot is here.
+
+        Who shows a token has the hub asked about it, whether there is such a snapshot here or not:
+        how long an answer takes shall not tell.
+        """
+        was_public = (
+            snapshot is not None and await self.visibility.find_age_s(snapshot.id) is not None
         )
-        for blob in hidden:
-            await self._context.in_bulk(self._context.store.set_restricted, blob)
+        if snapshot is not None and was_public and await self.visibility.is_public(snapshot):
+            return True
+        if credentials.is_anonymous:
+            return False
+        try:
+            if snapshot is None:
+                await self._context.hub.resolve(reference.repo, reference.revision, credentials)
+                return False
+            await self._ask(snapshot, credentials, None)
+        except P2PCacheError as error:
+            log.debug("%s is not shown: %s", reference, error)
+            return False
+        return True
+
+    # --- what was heard elsewhere ---
+
+    async def note_refused(self, repo: RepoId, credentials: Credentials) -> None:
+        """Take in that the hub refused a repository to a caller; what is public is asked anew."""
+        self.visibility.note_refused(repo)
+        if not credentials.is_anonymous:
+            self._grants.drop_repo(credentials, repo)
+
+    def note_hidden(
+        self, snapshot: Snapshot, credentials: Credentials, error: P2PCacheError
+    ) -> None:
+        """Take in that the hub denied a repository, or the token, if it did."""
+        if type(error) not in (RepositoryNotFoundError, UpstreamAuthError):
+            return  # a gated one shows that it is there
+        key = (self._grants.mark(credentials), snapshot.id)
+        self._refusals.pop(key, None)
+        until_s = self._context.clock.monotonic_s() + REFUSAL_TTL_S
+        self._refusals[key] = (until_s, type(error), str(error))
+        if len(self._refusals) > REFUSALS_MAX:
+            self._refusals.popitem(last=False)
+
+    def note_known(self, credentials: Credentials) -> None:
+        """Take in that the hub took a token for somebody's."""
+        if not credentials.is_anonymous:
+            self._grants.note(credentials)
 
     async def close(self) -> None:
         """Stop asking."""
-        await self._proofs.close()
+        await self._questions.close()
+        await self.visibility.close()
 
-    async def _ask(self, snapshot: Snapshot, credentials: Credentials) -> None:
+    # --- asking ---
+
+    async def _ask_both(
+        self, snapshot: Snapshot, credentials: Credentials, path: str | None
+    ) -> bool:
+        """Ask as anybody and as this caller at once, so that it takes as long as one question."""
+        question = asyncio.ensure_future(self._ask(snapshot, credentials, path))
+        try:
+            proof = await self.visibility.prove(snapshot)
+            with contextlib.suppress(*(UNANSWERED if proof.is_public else ())):
+                await question
+        finally:
+            question.cancel()
+            await asyncio.gather(question, return_exceptions=True)
+        return proof.is_public
+
+    async def _ask(self, snapshot: Snapshot, credentials: Credentials, path: str | None) -> None:
+        """Insist that the hub lets this caller read a file now, or did where that is enough."""
+        age_s = self._grants.find_age_s(credentials, snapshot.id)
+        settings = self._context.settings
+        is_granted = age_s is not None and age_s < settings.grant_ttl_s
+        if is_granted and is_scarce_now(self._context):
+            return
+        try:
+            await self._ask_hub(snapshot, credentials, path)
+        except UNANSWERED as error:
+            if age_s is None or age_s >= settings.offline_grace_s:
+                raise
+            self.grace_answers_total += 1
+            log.warning(
+                "%s is given out under --offline-grace: the hub said yes to this caller %.0f s "
+                "ago and does not answer now (%s)",
+                snapshot.id,
+                age_s,
+                error.code,
+            )
+        except REFUSED as error:
+            self._grants.drop(credentials, snapshot.id)
+            self._note_refusal(error, credentials)
+            self.note_hidden(snapshot, credentials, error)
+            raise
+        else:
+            self._grants.note(credentials, snapshot.id)
+            self._grants.note(credentials)
+
+    async def _ask_hub(
+        self, snapshot: Snapshot, credentials: Credentials, path: str | None
+    ) -> None:
+        hub = self._context.hub
         if not snapshot.files:
             # No file to ask for: whoever may see the repository may see that it is empty.
-            await self._context.hub.resolve(snapshot.id.repo, snapshot.id.commit, credentials)
+            await hub.resolve(snapshot.id.repo, snapshot.id.commit, credentials)
             return
-        path = max(snapshot.files, key=lambda entry: entry.size_bytes).path
-        await self._context.hub.check_access(snapshot.id, path, credentials)
+        wanted = choose_file(snapshot, path).path
+        key = (self._grants.mark(credentials), snapshot.id, wanted)
 
-    def _mark(self, credentials: Credentials) -> bytes:
-        return hmac.new(self._key, credentials.secret_bytes(), hashlib.sha256).digest()
+        async def ask() -> None:
+            answer = "yes"
+            try:
+                await hub.check_access(snapshot.id, wanted, credentials)
+            except UNANSWERED:
+                answer = "unanswered"
+                raise
+            except REFUSED:
+                answer = "no"
+                raise
+            finally:
+                self.token_checks[answer] += 1
+
+        await self._questions.run(key, ask)
+
+    async def _check_token(
+        self, snapshot: Snapshot, credentials: Credentials, path: str | None
+    ) -> None:
+        """
+        Refuse a token that the hub refuses, though anybody may have the content: who thinks that
+        he is signed in shall hear that he is not, as he would from the hub.
+        """
+        if credentials.is_anonymous:
+            return
+        age_s = self._grants.find_age_s(credentials)
+        if age_s is not None and age_s < self._context.settings.grant_ttl_s:
+            return
+        try:
+            await self._ask_hub(snapshot, credentials, path)
+        except UNANSWERED as error:
+            log.debug("a token was not looked at: %s", error)
+        except REFUSED as error:
+            self._note_refusal(error, credentials)
+            self.visibility.note_refused(snapshot.id.repo)
+            raise
+        else:
+            self._grants.note(credentials)
+
+    def _check_not_hidden(self, snapshot: Snapshot, credentials: Credentials) -> None:
+        refusal = self._refusals.get((self._grants.mark(credentials), snapshot.id))
+        if refusal is not None and self._context.clock.monotonic_s() < refusal[0]:
+            raise refusal[1](refusal[2])
+
+    def _note_refusal(self, error: P2PCacheError, credentials: Credentials) -> None:
+        if isinstance(error, UpstreamAuthError) and "Invalid credentials" in str(error):
+            self._grants.drop(credentials)  # nobody's any more, for whatever it was good

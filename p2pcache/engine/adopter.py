@@ -189,7 +189,7 @@ class Adopter:
             tree.open_repo(snapshot.id.repo, is_public=is_repo_public)
             if plan.origin is not Origin.FOLDER:
                 # A list that may be short would tell clients that the rest does not exist.
-                tree.publish_tree(snapshot)
+                tree.publish_tree(snapshot, here)
             for entry in here:
                 tree.publish_file(snapshot.id, entry, store.path_of(entry.digest))
             for ref in current:

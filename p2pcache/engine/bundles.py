@@ -182,8 +182,8 @@ class Bundles:
         if found is not None:
             os.close(found.fd)
         raise NotFoundError(
-            f"{reference} is not here in whole, {entry.path} is missing; pull it first: "
-            f"p2pcache pull {reference}"
+            f"{reference} is not here in whole, {entry.path} is missing; pull all of it first: "
+            f"p2pcache pull {reference} --include '*'"
         )
 
     async def take_in(

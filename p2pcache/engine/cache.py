@@ -1,7 +1,7 @@
 """
 Owns the story of a request, from a name to bytes that may be sent.
 
-Knows nothing of HTTP servers or command lines; read open_file() from top to bottom.
+Knows nothing of HTTP servers or command lines; read find_file(), then open_found().
 Invariants: nobody gets bytes that the hub would refuse them; nothing is handed out that is
 neither checked nor from a trusted source; what is here is never fetched again.
 Source: design.md §5.
@@ -18,8 +18,10 @@ from p2pcache.core.chunktable import ChunkTable, Standing
 from p2pcache.core.credentials import Credentials
 from p2pcache.core.digest import BlobDigest, ChunkDigest
 from p2pcache.core.messages import SwarmEntry
+from p2pcache.core.promises import Promise
 from p2pcache.core.refs import ModelReference, SnapshotId
 from p2pcache.core.residency import FileResidency, Residency, measure_residency
+from p2pcache.core.selection import select_default
 from p2pcache.core.snapshot import FileEntry, Snapshot
 from p2pcache.engine.access import Access
 from p2pcache.engine.checkup import Checkup
@@ -29,6 +31,7 @@ from p2pcache.engine.fetches import ActiveFetch, Fetches
 from p2pcache.engine.holds import Room
 from p2pcache.engine.librarian import Librarian, Resolved
 from p2pcache.engine.reader import BlobReader
+from p2pcache.engine.residency import Residencies
 from p2pcache.engine.shelf import ChunkRun, Shelf
 from p2pcache.engine.space import Space
 from p2pcache.engine.swarm import Swarm
@@ -45,6 +48,15 @@ from p2pcache.store.disk import store_error
 from p2pcache.store.index import Index
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundFile:
+    """A file that a caller may read, and whether anybody may."""
+
+    resolved: Resolved
+    entry: FileEntry
+    is_public: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +83,7 @@ class Cache:
         self.librarian = Librarian(context, self.swarm, self.access)
         self.fetches = Fetches(context, self.swarm, self.shelf)
         self.claims = Claims(self.fetches)
-        self.access.on_revoked = self.fetches.hide
+        self.access.visibility.on_revoked = self.fetches.hide
         self.space = Space(context)
         self.space.holds.busy_checks += [
             lambda blob: self.fetches.find(blob) is not None,
@@ -80,6 +92,8 @@ class Cache:
         ]
         self.claims.settle = self.space.settle
         self.checkup = Checkup(self)
+        self.residencies = Residencies(self)
+        self.weights = self.residencies.weighing
 
     async def open_file(
         self, reference: ModelReference, path: str, credentials: Credentials
@@ -93,11 +107,27 @@ class Cache:
             UpstreamUnreachableError: The hub cannot be asked, and nothing is cached.
             StoreError: No room, or the disk failed.
         """
-        resolved = await self.librarian.resolve(reference, credentials)
-        is_public = await self.access.check_may_read(resolved.snapshot, credentials)
-        entry = resolved.snapshot.get_file(path)
+        found = await self.find_file(reference, path, credentials)
+        return found.resolved, found.entry, await self.open_found(found, credentials)
+
+    async def find_file(
+        self,
+        reference: ModelReference,
+        path: str,
+        credentials: Credentials,
+        *,
+        promise: Promise | None = None,
+    ) -> FoundFile:
+        """Return what is known of a file, for a caller who may read it. Raises as open_file()."""
+        resolved = await self.librarian.resolve(reference, credentials, promise=promise)
+        is_public = await self.access.check_may_read(resolved.snapshot, credentials, path)
+        return FoundFile(resolved, resolved.snapshot.get_file(path), is_public)
+
+    async def open_found(self, found: FoundFile, credentials: Credentials) -> BlobReader:
+        """Open a file that its caller was just allowed to read. Raises as open_file()."""
+        resolved, entry = found.resolved, found.entry
         self.space.note_used(resolved.snapshot.id)
-        landing = await self.land(resolved.snapshot, entry, credentials, is_public=is_public)
+        landing = await self.land(resolved.snapshot, entry, credentials, is_public=found.is_public)
         try:
             if landing.active is None:
                 await self._try_publish_to_tree(resolved, entry)
@@ -106,15 +136,7 @@ class Cache:
         except BaseException:
             landing.close()
             raise
-        return resolved, entry, BlobReader(landing.fd, entry.size_bytes, landing.active)
-
-    async def find_file(
-        self, reference: ModelReference, path: str, credentials: Credentials
-    ) -> tuple[Resolved, FileEntry]:
-        """Return what is known of a file, for a caller who may read it. Raises as open_file()."""
-        resolved = await self.librarian.resolve(reference, credentials)
-        await self.access.check_may_read(resolved.snapshot, credentials)
-        return resolved, resolved.snapshot.get_file(path)
+        return BlobReader(landing.fd, entry.size_bytes, landing.active)
 
     def check_may_resume(self, entry: FileEntry) -> None:
         """
@@ -146,7 +168,8 @@ class Cache:
                 if found is not None:
                     try:
                         check_size(snapshot, entry, found.stamp.size_bytes)
-                        if is_public:
+                        if is_public and not await self.shelf.is_shared(entry.digest):
+                            await self.access.visibility.prove_file(snapshot, entry)
                             await self.shelf.note_public(entry.digest)
                     except BaseException:
                         os.close(found.fd)
@@ -161,6 +184,9 @@ class Cache:
                     continue  # somebody else may have brought it meanwhile
                 if active is not None:
                     check_size(snapshot, entry, active.fetch.layout.size_bytes)
+                    if is_public and not active.fetch.state.order.is_public:
+                        # It is fetched for somebody whom the hub lets in.
+                        await self.access.visibility.prove_file(snapshot, entry)
                 active = await self._fetch(snapshot, entry, credentials, room, is_public=is_public)
                 if not active.is_done:
                     stack.pop_all()
@@ -216,7 +242,7 @@ class Cache:
 
         def publish() -> None:
             tree.open_repo(snapshot.id.repo, is_public=is_public)
-            tree.publish_tree(snapshot)
+            tree.publish_tree(snapshot, entries)
             for entry in entries:
                 path = self.context.store.path_of(entry.digest)
                 if path.exists():
@@ -342,15 +368,17 @@ class Cache:
 
     async def find_path(self, snapshot: Snapshot) -> str | None:
         """
-        Return the folder that a loader opens, with every file of a resident snapshot in it.
+        Return the folder that a loader opens, with every file of a pull without patterns in it.
 
         Links that are missing are made: files may have come for another snapshot, or a crash
         came before the links. None where they cannot be made.
         """
         folder = self.context.tree.snapshot_path(snapshot.id)
 
+        files = select_default(snapshot.files)
+
         def list_missing() -> list[FileEntry]:
-            return [entry for entry in snapshot.files if not (folder / entry.path).exists()]
+            return [entry for entry in files if not (folder / entry.path).exists()]
 
         missing = await self.context.in_bulk(list_missing)
         if missing:
@@ -378,6 +406,7 @@ class Cache:
 
     async def close(self) -> None:
         """Stop everything; what was fetched is kept."""
+        await self.residencies.close()
         await self.checkup.close()
         await self.fetches.close()
         await self.swarm.close()

@@ -26,6 +26,7 @@ from p2pcache.engine.budget import (
 )
 from p2pcache.engine.budget import UpstreamBudget
 from p2pcache.engine.caps import Caps
+from p2pcache.engine.heads import Heads
 from p2pcache.engine.indexthread import IndexThread
 from p2pcache.engine.settings import EngineSettings
 from p2pcache.engine.taints import Taints
@@ -64,6 +65,7 @@ class Context:
     budget: UpstreamBudget = field(default_factory=UpstreamBudget)
     caps: Caps = field(init=False)
     taints: Taints = field(init=False)
+    heads: Heads = field(init=False)
     bytes_counted: Counter[tuple[str, str]] = field(default_factory=Counter)
     chunks_rejected: Counter[tuple[str, str]] = field(default_factory=Counter)
     exchanges_begun: int = 0
@@ -82,6 +84,7 @@ class Context:
     def __post_init__(self) -> None:
         self.caps = Caps(self.settings, self.clock)
         self.taints = Taints(self.index, self.clock)
+        self.heads = Heads(self)
 
     async def in_bulk(self, work: Callable[..., T], *arguments: object) -> T:
         """Run work that waits for a disk or hashes, in a bulk thread."""

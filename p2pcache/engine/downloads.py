@@ -1,10 +1,10 @@
 """
-Owns the download jobs: bring these files of this snapshot here, and say how far it is.
+Owns the download jobs: which run, which wait, which were stopped, and what the next start knows.
 
-Knows nothing of who asked.
-Invariants: a job ends as done, failed or cancelled, once; done means that every chosen file is
-proven and linked; jobs for the same bytes share their fetches.
-Source: design.md §8 (downloads).
+Knows nothing of who asked, or of how one job's files come here (jobrun.py).
+Invariants: a job ends as done, failed or cancelled, once; what was answered for survives the
+daemon, tokens never do; at most so many models are fetched at once.
+Source: design.md §8 (downloads); docs/decisions/0021-downloads.md.
 """
 
 from __future__ import annotations
@@ -13,90 +13,143 @@ import asyncio
 import logging
 import secrets
 from collections import Counter, OrderedDict
-from dataclasses import dataclass, field
-from enum import StrEnum
 
-from p2pcache.core.credentials import Credentials
-from p2pcache.core.digest import BlobDigest
-from p2pcache.core.refs import ModelReference
-from p2pcache.core.snapshot import FileEntry, order_for_fetching
+from p2pcache.core.credentials import ANONYMOUS, Credentials
+from p2pcache.core.jobs import FINAL_STATES as FINAL_STATES
+from p2pcache.core.jobs import JobOrder as JobOrder
+from p2pcache.core.jobs import JobState as JobState
+from p2pcache.core.jobs import QueueEntry, plan_queue
 from p2pcache.engine.cache import Cache
-from p2pcache.engine.fetches import ActiveFetch
-from p2pcache.engine.librarian import Resolved
-from p2pcache.errors import InputError, JobNotFoundError, P2PCacheError
-from p2pcache.store.catalogue import RefRow
+from p2pcache.engine.crew import Crew
+from p2pcache.engine.jobbook import JobBook
+from p2pcache.engine.jobrun import JobRun
+from p2pcache.engine.jobs import Failure, WorkerView
+from p2pcache.engine.jobs import Job as Job
+from p2pcache.engine.jobview import describe_job, estimate
+from p2pcache.engine.news import PROGRESS, News
+from p2pcache.engine.passing import Passing
+from p2pcache.errors import (
+    DaemonBusyError,
+    JobEndedError,
+    JobNotFoundError,
+    P2PCacheError,
+    RepositoryNotFoundError,
+    SourceError,
+    UpstreamAuthError,
+)
+from p2pcache.store.handout import find_place
 
 log = logging.getLogger(__name__)
 
-# Files that arrive at once: small ones overlap their round trips, large ones fill the wire.
-FILES_AT_ONCE_MAX = 8
-# Finished jobs that can still be asked about.
+# Jobs that can still be asked about; those that ended longest ago are forgotten first.
 JOBS_KEPT_MAX = 1000
-# The rate shown is an average over about this long.
-RATE_WINDOW_S = 3.0
-
-
-class JobState(StrEnum):
-    """Where a job stands."""
-
-    QUEUED = "queued"
-    RESOLVING = "resolving"
-    DOWNLOADING = "downloading"
-    VERIFYING = "verifying"
-    DONE = "done"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-FINAL_STATES = (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
-
-
-@dataclass(frozen=True, slots=True)
-class JobOrder:
-    """What a caller asked for."""
-
-    reference: ModelReference
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    is_pin: bool = False
-
-
-@dataclass(slots=True)
-class Job:
-    """One download."""
-
-    id: str
-    order: JobOrder
-    state: JobState = JobState.QUEUED
-    commit: str | None = None
-    path: str | None = None
-    bytes_total: int = 0
-    is_public: bool = False
-    error: P2PCacheError | None = None
-    task: asyncio.Task[None] | None = None
-    finished_from: Counter[str] = field(default_factory=Counter)
-    running: dict[BlobDigest, ActiveFetch] = field(default_factory=dict)
-    samples: list[tuple[float, int]] = field(default_factory=list)
+# Jobs that other daemons ordered and that have not ended: a fleet's rollout has a few models.
+ORDERS_OPEN_MAX = 16
+# Listeners and schedulers see progress twice a second.
+TICK_S = 0.5
+# What a killed daemon has to take the source of on trust: "disk" instead of "upstream".
+SAVE_INTERVAL_S = 5.0
+# A machine boots before its network is up: a job that is carried over is tried for half an hour.
+RETRY_S_MIN, RETRY_S_MAX, RETRIES_MAX = 2.0, 60.0, 34
 
 
 class Downloads:
     """All jobs of this daemon. Event loop only."""
 
     def __init__(self, cache: Cache) -> None:
+        self.news = News()
+        self.crew = Crew(cache)
         self._cache = cache
+        self._book = JobBook(cache.context)
         self._jobs: OrderedDict[str, Job] = OrderedDict()
+        self._number = 0
+        self._is_closing = False
+        self._ticker: asyncio.Task[None] | None = None
+        self._timers: set[asyncio.TimerHandle] = set()
 
-    def start(self, order: JobOrder, credentials: Credentials) -> Job:
-        """Begin a job; returns at once."""
-        job = Job(secrets.token_hex(8), order)
+    # --- life ---
+
+    async def open(self) -> None:
+        """
+        Go on with the jobs of earlier runs of the daemon, and remember those of this one.
+
+        Raises:
+            StoreError: They cannot be read now.
+        """
+        for job in await self._book.open():
+            self._jobs[job.id] = job
+            self._number = max(self._number, job.number)
+        self._forget_oldest()
+        self._advance()
+
+    async def close(self) -> None:
+        """Stop all jobs; the next start goes on with them."""
+        self._is_closing = True
+        for timer in self._timers:
+            timer.cancel()
+        running = self._list_running()
+        await asyncio.gather(*(self._stop(job, JobState.QUEUED) for job in running))
+        if self._ticker is not None:
+            self._ticker.cancel()
+            await asyncio.gather(self._ticker, return_exceptions=True)
+        self.news.close()
+        await self.crew.close()
+        await self._book.close()
+
+    # --- orders ---
+
+    def start(
+        self,
+        order: JobOrder,
+        credentials: Credentials,
+        *,
+        workers: list[WorkerView] | None = None,
+        origin: str = "",
+        job_id: str | None = None,
+        parent: str = "",
+    ) -> Job:
+        """
+        Take a job in; it begins at once, or when it is its turn.
+
+        Args:
+            order: What is wanted.
+            credentials: Of the caller; kept in memory until the job ends.
+            workers: Whom it is passed on to, from crew.choose().
+            origin: The address of the daemon that ordered it.
+            job_id: Its id there; a new one without.
+            parent: The job of this daemon that it is a part of.
+
+        Raises:
+            InputError, ForbiddenError: The order's path is not allowed.
+            DaemonBusyError: Too many have not ended.
+        """
+        if order.path is not None and not order.workers:
+            find_place(self._cache.context.settings.allow_paths, order.path)
+        self._check_room_for_one(is_order=bool(origin))
+        self._number += 1
+        job = Job(job_id or secrets.token_hex(8), order, self._number)
+        job.added_wall_s = self._cache.context.clock.wall_s()
+        job.credentials, job.had_token = credentials, not credentials.is_anonymous
+        job.origin, job.parent = origin, parent
+        job.workers = workers or []
         self._jobs[job.id] = job
-        while len(self._jobs) > JOBS_KEPT_MAX:
-            oldest = next((j for j in self._jobs.values() if j.state in FINAL_STATES), None)
-            if oldest is None:
-                break
-            del self._jobs[oldest.id]
-        job.task = asyncio.create_task(self._run(job, credentials))
+        self._forget_oldest()
+        self._note(job)
+        self._advance()
         return job
+
+    async def settle(self, job: Job) -> None:
+        """
+        Return when a job is remembered beyond the daemon's life.
+
+        Raises:
+            StoreError: It cannot be; the job is cancelled then.
+        """
+        try:
+            await self._book.settle(job)
+        except P2PCacheError:
+            await self.cancel(job.id)
+            raise
 
     def get(self, job_id: str) -> Job:
         """
@@ -113,145 +166,282 @@ class Downloads:
         """Return the jobs, oldest first."""
         return list(self._jobs.values())
 
-    def count_running(self) -> int:
-        """Return how many jobs are not finished."""
-        return sum(job.state not in FINAL_STATES for job in self._jobs.values())
+    async def pause(self, job_id: str) -> Job:
+        """
+        Stop a job until it is resumed; what was fetched is kept.
 
-    async def cancel(self, job_id: str) -> Job:
-        """Stop a job; what was fetched is kept. A finished one stays as it is."""
-        job = self.get(job_id)
-        if job.task is not None and job.state not in FINAL_STATES:
-            job.task.cancel()
-            await asyncio.gather(job.task, return_exceptions=True)
-            if job.state not in FINAL_STATES:
-                job.state = JobState.CANCELLED  # before its first step
+        Raises:
+            JobNotFoundError, JobEndedError: There is nothing to pause.
+        """
+        job = self._get_open(job_id, "paused")
+        await self._stop_with_parts(job, JobState.PAUSED)
         return job
 
-    async def close(self) -> None:
-        """Stop all jobs."""
-        for job in self.list_all():
-            await self.cancel(job.id)
+    async def resume(self, job_id: str, credentials: Credentials | None = None) -> Job:
+        """
+        Let a paused job go on, when it is its turn; one that is not paused stays as it is.
+
+        Args:
+            job_id: Which.
+            credentials: Instead of those that it was ordered with, or that a restart lost.
+
+        Raises:
+            JobNotFoundError, JobEndedError: There is nothing to resume.
+        """
+        job = self._get_open(job_id, "resumed")
+        if credentials is not None and not credentials.is_anonymous:
+            job.credentials, job.had_token = credentials, True
+        if job.state is JobState.PAUSED:
+            job.state, job.error, job.failure = JobState.QUEUED, None, None
+            job.retries, job.retry_s = 0, 0.0
+            self._note(job)
+            self._advance()
+        for part in self._parts_of(job):
+            if not part.is_over:
+                await self.resume(part.id)
+        return job
+
+    async def cancel(self, job_id: str) -> Job:
+        """Stop a job for good; what was fetched is kept. A finished one stays as it is."""
+        job = self.get(job_id)
+        if not job.is_over:
+            await self._stop_with_parts(job, JobState.CANCELLED)
+        return job
+
+    # --- figures ---
+
+    def count_running(self) -> int:
+        """Return how many jobs are not finished."""
+        return sum(not job.is_over for job in self._jobs.values())
 
     def count_bytes(self, job: Job) -> Counter[str]:
         """Return the bytes that are here so far, by where they came from."""
-        total = job.finished_from.copy()
-        # Not looked up by digest: one that has just ended counts until the job takes it over.
-        for active in job.running.values():
-            total += active.fetch.state.bytes_from
-        return total
+        return job.count_bytes()
 
     def measure_rate(self, job: Job) -> float:
         """Return bytes a second, averaged over the last seconds; 0 for a finished job."""
-        if job.state in FINAL_STATES:
-            return 0.0
-        now_s = self._cache.context.clock.monotonic_s()
-        counts = self.count_bytes(job)
-        job.samples.append((now_s, counts["peer"] + counts["upstream"]))
-        while len(job.samples) > 2 and now_s - job.samples[0][0] > RATE_WINDOW_S:
-            job.samples.pop(0)
-        (first_s, first), (last_s, last) = job.samples[0], job.samples[-1]
-        return (last - first) / (last_s - first_s) if last_s > first_s else 0.0
+        return estimate(job, now_s=self._cache.context.clock.monotonic_s())[0]
 
-    async def _run(self, job: Job, credentials: Credentials) -> None:
-        """Resolve, make room, bring it here."""
+    # --- the queue ---
+
+    def _advance(self) -> None:
+        """Begin what it is the turn of."""
+        if self._is_closing:
+            return
+        now_s = self._cache.context.clock.monotonic_s()
+        waiting = [
+            job
+            for job in self._jobs.values()
+            if job.state is JobState.QUEUED and job.retry_s <= now_s and not _is_running(job)
+        ]
+        for job in waiting:
+            if job.is_passed_on:
+                self._begin(job)  # takes nothing of this machine
+        here = [j for j in (*waiting, *self._list_running()) if not j.is_passed_on]
+        plan = plan_queue(
+            map(_queue_entry_of, here), slots=self._cache.context.settings.downloads_max
+        )
+        for job_id in plan.suspend:
+            job = self._jobs[job_id]
+            if job.wish is not JobState.QUEUED and job.task is not None:
+                job.wish = JobState.QUEUED
+                job.stop.set()
+                job.task.cancel()
+        for job_id in plan.start:
+            self._begin(self._jobs[job_id])
+
+    def _list_running(self) -> list[Job]:
+        return [job for job in self._jobs.values() if _is_running(job)]
+
+    def _begin(self, job: Job) -> None:
+        job.begin_run()
+        job.task = asyncio.create_task(self._run(job))
+        if self._ticker is None or self._ticker.done():
+            self._ticker = asyncio.create_task(self._tick())
+
+    async def _run(self, job: Job) -> None:
+        """Run a job once; whatever ends it, the queue goes on."""
         try:
-            job.state = JobState.RESOLVING
-            resolved = await self._cache.librarian.resolve(job.order.reference, credentials)
-            snapshot = resolved.snapshot
-            job.commit = snapshot.id.commit
-            job.is_public = await self._cache.access.check_may_read(snapshot, credentials)
-            chosen = snapshot.select(job.order.include, job.order.exclude)
-            if not chosen and snapshot.files:
-                raise InputError(
-                    f"No file of {snapshot.id.repo} matches these patterns; it has "
-                    f"{len(snapshot.files)} files, for example {snapshot.files[0].path!r}."
-                )
-            blobs = order_for_fetching(chosen)
-            job.bytes_total = sum(entry.size_bytes for entry in blobs)
-            with await self._cache.space.rooms.make(snapshot.id, blobs):
-                # Listed again if it was evicted before it was held.
-                await self._cache.librarian.get_snapshot(snapshot.id, credentials)
-                await self._bring(job, resolved, chosen, credentials)
-            job.path = self._cache.path_of(snapshot.id)
+            await job.settle()
+            if job.is_passed_on:
+                await self._pass_on(job)
+            else:
+                await JobRun(self._cache, job, self._note).run()
             job.state = JobState.DONE
         except P2PCacheError as error:
-            job.error, job.state = error, JobState.FAILED
+            self._take_failure(job, error)
         except asyncio.CancelledError:
-            job.state = JobState.CANCELLED
+            job.state = job.wish
             raise
         except Exception:
             log.exception("download of %s failed", job.order.reference)
-            job.error = P2PCacheError("The daemon failed at this download; its log says more.")
+            job.fail(P2PCacheError("The daemon failed at this download; its log says more."))
             job.state = JobState.FAILED
+        finally:
+            job.task = None
+            self._note_end(job)
+            self._advance()
 
-    async def _bring(
-        self, job: Job, resolved: Resolved, chosen: list[FileEntry], credentials: Credentials
-    ) -> None:
-        """Fetch small files first, link, pin; there is room."""
-        blobs = order_for_fetching(chosen)
-        job.state = JobState.DOWNLOADING
-        if job.is_public:
-            await self._cache.swarm.ask_about((b.digest, b.layout) for b in blobs)
-            # Small files of our own first: by the time we come to the others', peers have them.
-            blobs.sort(key=self._is_for_others)
-        await self._fetch_all(job, resolved, blobs, credentials, is_public=job.is_public)
-        job.state = JobState.VERIFYING
-        await self._cache.publish_to_tree(resolved, chosen)
-        if job.order.is_pin:
-            await self._pin(resolved)
-        self._cache.space.note_used(resolved.snapshot.id)
-
-    def _is_for_others(self, entry: FileEntry) -> tuple[bool, bool]:
-        is_large = entry.layout.chunk_count > 1
-        return is_large, not is_large and not self._cache.swarm.is_mine(entry.digest)
-
-    async def _fetch_all(
-        self,
-        job: Job,
-        resolved: Resolved,
-        blobs: list[FileEntry],
-        credentials: Credentials,
-        *,
-        is_public: bool,
-    ) -> None:
-        slots = asyncio.Semaphore(FILES_AT_ONCE_MAX)
-
-        async def fetch(entry: FileEntry) -> None:
-            async with slots:
-                await self._fetch_one(job, resolved, entry, credentials, is_public=is_public)
-
+    async def _pass_on(self, job: Job) -> None:
+        passing = Passing(self._cache, self.crew, job, self._note)
         try:
-            async with asyncio.TaskGroup() as group:
-                for entry in blobs:
-                    group.create_task(fetch(entry))
+            await passing.run(self._start_part)
+        except asyncio.CancelledError:
+            await passing.stop(job.wish)
+            raise
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
 
-    async def _fetch_one(
-        self,
-        job: Job,
-        resolved: Resolved,
-        entry: FileEntry,
-        credentials: Credentials,
-        *,
-        is_public: bool,
-    ) -> None:
-        landing = await self._cache.land(resolved.snapshot, entry, credentials, is_public=is_public)
-        landing.close()
-        if landing.active is None:
-            job.finished_from["disk"] += entry.size_bytes
-            return
-        job.running[entry.digest] = landing.active
-        landing.active.job_count += 1
-        try:
-            await landing.active.result()
-        finally:
-            del job.running[entry.digest]
-            job.finished_from += landing.active.fetch.state.bytes_from
-            landing.active.leave()
+    def _start_part(self, order: JobOrder, job: Job) -> Job:
+        """Begin this daemon's part of a job that names workers, or find it again."""
+        for part in self._parts_of(job):
+            return part
+        return self.start(order, job.credentials, parent=job.id)
 
-    async def _pin(self, resolved: Resolved) -> None:
-        wall_s = self._cache.context.clock.wall_s()
-        snapshot_id = resolved.snapshot.id
-        row = RefRow(snapshot_id.repo, resolved.revision, snapshot_id.commit, wall_s)
-        await self._cache.space.pin(row)
+    def _parts_of(self, job: Job) -> list[Job]:
+        return [part for part in self._jobs.values() if part.parent == job.id]
+
+    def _take_failure(self, job: Job, error: P2PCacheError) -> None:
+        """Decide what becomes of a job that could not be done now."""
+        job.fail(error)
+        refusals = (UpstreamAuthError, RepositoryNotFoundError)
+        if job.has_lost_token and isinstance(error, refusals):
+            job.state = JobState.PAUSED
+            job.failure = Failure(
+                error.code,
+                f"Your token for {job.order.reference.repo} was not kept when the daemon "
+                "restarted, and without it the hub refuses; go on with: p2pcache jobs --resume "
+                f"{job.id} --token T",
+            )
+            return
+        may_retry = isinstance(error, SourceError) and error.retryable
+        if job.is_carried_over and may_retry and job.retries < RETRIES_MAX:
+            pause_s = min(RETRY_S_MAX, RETRY_S_MIN * 2**job.retries)
+            job.retries += 1
+            job.retry_s = self._cache.context.clock.monotonic_s() + pause_s
+            job.state = JobState.QUEUED
+            self._call_later(pause_s)
+            return
+        job.state = JobState.FAILED
+
+    def _call_later(self, delay_s: float) -> None:
+        """Look at the queue again after a while."""
+
+        def look() -> None:
+            self._timers.discard(timer)
+            self._advance()
+
+        timer = asyncio.get_running_loop().call_later(delay_s + 0.01, look)
+        self._timers.add(timer)
+
+    async def _stop_with_parts(self, job: Job, wish: JobState) -> None:
+        for part in self._parts_of(job):
+            if not part.is_over:
+                await self._stop(part, wish)
+        await self._stop(job, wish)
+
+    async def _stop(self, job: Job, wish: JobState) -> None:
+        """Stop a job, whether it waits, runs, or has not had its first step."""
+        job.wish = wish
+        job.stop.set()
+        task = job.task
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            if job.task is not task:
+                return  # it ran, and has become what was wished, or has ended by itself
+            job.task = None
+        if job.is_passed_on:
+            await Passing(self._cache, self.crew, job, self._note).stop(wish)
+        if not job.is_over:
+            job.state = wish
+            self._note_end(job)
+            self._advance()
+
+    def _get_open(self, job_id: str, verb: str) -> Job:
+        job = self.get(job_id)
+        if job.is_over:
+            raise JobEndedError(
+                f"The download {job_id} has ended as {job.state.value} and cannot be {verb}; order "
+                f"it again with: p2pcache pull {job.order.reference}"
+            )
+        return job
+
+    # --- telling and remembering ---
+
+    def _note(self, job: Job) -> None:
+        """Remember a job's state, and tell it."""
+        self._book.note(job)
+        body = self._describe(job)
+        self.news.publish("state", body, about=job.id, is_public=job.is_public)
+
+    def _note_end(self, job: Job) -> None:
+        """Say what became of a run; of a job that has ended, nothing more will come."""
+        if job.is_over:
+            job.ended_wall_s = self._cache.context.clock.wall_s()
+            job.credentials = ANONYMOUS
+            job.keep_counts()
+        self._note(job)
+        is_whole = not (job.order.include or job.order.exclude or job.is_passed_on)
+        if job.state is JobState.DONE and is_whole:
+            body: dict[str, object] = {
+                "model": str(job.order.reference.repo),
+                "commit": job.commit,
+                "state": "resident",
+            }
+            self.news.publish("snapshot", body, is_public=job.is_public)
+
+    def _describe(self, job: Job) -> dict[str, object]:
+        return describe_job(job, now_s=self._cache.context.clock.monotonic_s())
+
+    async def _tick(self) -> None:
+        """While anything runs: measure it, tell how far it is, remember it now and then."""
+        told: dict[str, tuple[int, int]] = {}
+        ticks = 0
+        while running := self._list_running():
+            await asyncio.sleep(TICK_S)
+            ticks += 1
+            for job in running:
+                self.measure_rate(job)
+                mark = (job.count_bytes().total(), job.bytes_total)
+                if not _is_running(job) or told.get(job.id) == mark:
+                    continue
+                told[job.id] = mark
+                if ticks % round(SAVE_INTERVAL_S / TICK_S) == 0:
+                    self._book.note(job)
+                if self.news.has_listeners:
+                    body = self._describe(job)
+                    self.news.publish(PROGRESS, body, about=job.id, is_public=job.is_public)
+
+    # --- limits ---
+
+    def _check_room_for_one(self, *, is_order: bool) -> None:
+        open_jobs = [job for job in self._jobs.values() if not job.is_over]
+        if len(open_jobs) >= JOBS_KEPT_MAX:
+            raise DaemonBusyError(
+                f"{len(open_jobs)} downloads have not ended, the most there may be; cancel some "
+                "with: p2pcache jobs --cancel ID"
+            )
+        if is_order and sum(bool(job.origin) for job in open_jobs) >= ORDERS_OPEN_MAX:
+            raise DaemonBusyError(
+                f"{ORDERS_OPEN_MAX} downloads that other machines ordered have not ended here, the "
+                "most there may be; order again when one has."
+            )
+
+    def _forget_oldest(self) -> None:
+        """Forget the jobs that ended longest ago, beyond what is kept."""
+        too_many = len(self._jobs) - JOBS_KEPT_MAX
+        if too_many > 0:
+            gone = [job for job in self._jobs.values() if job.is_over][:too_many]
+            for job in gone:
+                del self._jobs[job.id]
+            self._book.forget(gone)
+
+
+def _is_running(job: Job) -> bool:
+    return job.task is not None and not job.task.done()
+
+
+def _queue_entry_of(job: Job) -> QueueEntry:
+    model = str(job.order.reference)
+    return QueueEntry(job.id, model, job.order.priority, job.number, _is_running(job))

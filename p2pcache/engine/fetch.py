@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -22,7 +22,7 @@ from p2pcache.core.fetchevents import ChunkStored
 from p2pcache.core.layout import FIXED_LAYOUT, Layout
 from p2pcache.core.messages import SwarmEntry
 from p2pcache.core.planner import UPSTREAM
-from p2pcache.core.verify import digest_of, verify_chunk
+from p2pcache.core.verify import BlobProof, digest_of, verify_chunk
 from p2pcache.engine.context import Context
 from p2pcache.engine.dispatch import Dispatcher, RunListeners
 from p2pcache.engine.fetchstate import FetchOrder, FetchState, Suspect
@@ -39,6 +39,9 @@ from p2pcache.store.partial import LIKENESS_SOURCE, FilePartial
 from p2pcache.transfer.peer import thread_buffer
 
 log = logging.getLogger(__name__)
+
+# Makes a file known that was published: its stamp and its chunk table.
+Recorder = Callable[[FileStamp, ChunkTable], Awaitable[None]]
 
 # The plan is looked at again this often even when nothing happens: leases and waits expire.
 REPLAN_INTERVAL_S = 0.25
@@ -192,12 +195,13 @@ class BlobFetch:
                 self.state.bytes_from["upstream"] += length
                 self._context.bytes_counted["upstream", "in"] += length
 
-    async def run(self) -> tuple[FileStamp, ChunkTable]:
+    async def run(self, record: Recorder) -> None:
         """
         Fetch what is missing, prove the whole, publish it.
 
-        Returns:
-            The published file's stamp, and its chunk table.
+        Args:
+            record: Makes known what was published; a file that has its name and is not known
+                would be fetched again.
 
         Raises:
             NoSourceError, SourceError, NotFoundError: Nobody could give what is missing.
@@ -221,7 +225,7 @@ class BlobFetch:
             self._has_looked_around = True
             taking.append(asyncio.create_task(twins.take()))
             self.note_change()
-            return await self._fill_and_publish(self._dispatcher)
+            await self._fill_and_publish(self._dispatcher, record)
         finally:
             self._swarm.unregister(self.blob)
             twins.stop()
@@ -243,8 +247,7 @@ class BlobFetch:
         self.note_change()
         await self._context.in_bulk(self._flush_quietly)
 
-    async def _fill_and_publish(self, dispatcher: Dispatcher) -> tuple[FileStamp, ChunkTable]:
-        store = self._context.store
+    async def _fill_and_publish(self, dispatcher: Dispatcher, record: Recorder) -> None:
         attempt = 1
         while attempt <= PROOF_ATTEMPTS_MAX:
             proving = asyncio.create_task(
@@ -259,10 +262,8 @@ class BlobFetch:
             table = self.partial.snapshot().table
             if proof.is_right():
                 self._name_liars(dispatcher, table)
-                publish = partial(store.publish, is_public=self.state.order.is_public)
-                stamp = await see_through(self._context.in_bulk(publish, self.partial, proof))
-                self.state.is_published = True
-                return stamp, await self._cut_rightly(table)
+                await see_through(self._publish(proof, table, record))
+                return
             likely = self.state.find_likely()
             if likely:
                 log.info("%s only looked like a file that is here; fetching the rest", self.blob)
@@ -272,6 +273,12 @@ class BlobFetch:
             # Each of those in doubt gets its chance to be right alone: their number bounds it.
             attempt += 0 if self.state.untried else 1
         raise AssertionError("the last attempt proves or raises")
+
+    async def _publish(self, proof: BlobProof, table: ChunkTable, record: Recorder) -> None:
+        publish = partial(self._context.store.publish, is_public=self.state.order.is_public)
+        stamp = await self._context.in_bulk(publish, self.partial, proof)
+        self.state.is_published = True
+        await record(stamp, await self._cut_rightly(table))
 
     async def _check_earlier_chunks(self) -> None:
         """Hash what an earlier run left: a disk may have changed it, and readers wait for it."""

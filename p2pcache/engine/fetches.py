@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from p2pcache.clock import Clock
+from p2pcache.core.chunktable import ChunkTable
 from p2pcache.core.credentials import ANONYMOUS, Credentials
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.snapshot import FileEntry, Snapshot
@@ -25,9 +26,9 @@ from p2pcache.engine.fetch import BlobFetch
 from p2pcache.engine.fetchstate import FetchOrder
 from p2pcache.engine.layouts import Layouts
 from p2pcache.engine.shelf import ChunkRun, Shelf
-from p2pcache.engine.single import see_through
 from p2pcache.engine.swarm import Swarm
 from p2pcache.errors import BlobNotFoundError, ChunkNotYetError, NoSourceError, P2PCacheError
+from p2pcache.store.base import FileStamp
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +143,10 @@ class Fetches:
         """Return the fetch of a blob, if one is under way."""
         return self._active.get(blob)
 
+    def iter_active(self) -> list[ActiveFetch]:
+        """Return all fetches that are under way."""
+        return list(self._active.values())
+
     async def start(
         self, snapshot: Snapshot, entry: FileEntry, credentials: Credentials, *, is_public: bool
     ) -> ActiveFetch:
@@ -204,12 +209,14 @@ class Fetches:
         try:
             await fetch.open(await self._layouts.find(fetch.state.order, path))
             active.is_open.set()
-            stamp, table = await fetch.run()
-            is_public = fetch.state.order.is_public
-            await see_through(self._shelf.put(fetch.blob, stamp, table, is_public=is_public))
+            await fetch.run(lambda stamp, table: self._record(fetch, stamp, table))
         finally:
             self._active.pop(fetch.blob, None)
             fetch.close()
+
+    async def _record(self, fetch: BlobFetch, stamp: FileStamp, table: ChunkTable) -> None:
+        is_public = fetch.state.order.is_public
+        await self._shelf.put(fetch.blob, stamp, table, is_public=is_public)
 
     def hide(self, snapshot: Snapshot) -> None:
         """Stop sharing what is being fetched of a snapshot that turned out not to be public."""

@@ -282,7 +282,7 @@ class Healer:
             path = store.path_of(entry.digest)
             if path.exists():
                 tree.open_repo(row.snapshot.id.repo, is_public=row.public_wall_s is not None)
-                tree.publish_tree(row.snapshot)
+                tree.publish_tree(row.snapshot, [entry])
                 tree.publish_file(row.snapshot.id, entry, path)
 
     # --- remembering ---

@@ -16,18 +16,13 @@ import logging
 from dataclasses import dataclass
 
 from p2pcache.core.chunktable import ChunkTable
-from p2pcache.core.layout import CHUNK_SIZE_BYTES, FIXED_LAYOUT, Layout, LayoutId
+from p2pcache.core.layout import FIXED_LAYOUT, Layout, LayoutId
 from p2pcache.core.messages import table_from_json
 from p2pcache.core.patience import Patience
-from p2pcache.core.tensors import (
-    FIRST_HEAD_BYTES,
-    MoreHead,
-    TensorMap,
-    may_have_tensors,
-    read_tensors,
-)
+from p2pcache.core.tensors import TensorMap, may_have_tensors
 from p2pcache.engine.context import Context
 from p2pcache.engine.fetchstate import FetchOrder
+from p2pcache.engine.heads import Head
 from p2pcache.engine.peer import Peer
 from p2pcache.engine.swarm import Swarm
 from p2pcache.errors import InputError, P2PCacheError, SourceError, UpstreamRateLimitedError
@@ -84,6 +79,11 @@ class Layouts:
         kept = await self._context.in_bulk(self._find_kept, order)
         if kept is not None:
             return FoundLayout(kept)
+        head = self._context.heads.find(order.blob)
+        if head is not None:
+            # Read at the hub a moment ago, for what it says of the model; nobody asks twice.
+            self._context.heads.forget(order.blob)
+            return _cut_at(head, order)
         budget = self._context.budget
         source = UpstreamSource(
             order.location, self._context.upstream_pool, on_answer=budget.note_bulk_answer
@@ -119,7 +119,9 @@ class Layouts:
             may_ask = patience.may_ask(now_s) and budget.may_ask(now_s)
             if may_ask and (is_mine or now_s >= lease_ends_s):
                 try:
-                    return await self.read_head(order, source)
+                    found = await self.read_head(order, source)
+                    self._context.heads.forget(order.blob)
+                    return found
                 except P2PCacheError as error:
                     now_s = clock.monotonic_s()
                     if isinstance(error, UpstreamRateLimitedError):
@@ -173,21 +175,21 @@ class Layouts:
         Raises:
             SourceError, NotFoundError: The hub does not give it.
         """
-        size_bytes = order.layout.size_bytes
-        head, wanted = bytearray(), min(FIRST_HEAD_BYTES, size_bytes)
-        self._context.budget.begin(self._context.clock.monotonic_s())
+        context, size_bytes = self._context, order.layout.size_bytes
+
+        async def read_range(start: int, length: int) -> bytes:
+            return await context.on_wire(
+                source.read_range, start, length, size_bytes, is_upstream=True
+            )
+
+        context.budget.begin(context.clock.monotonic_s())
         try:
-            while True:
-                while len(head) < wanted:
-                    length = min(wanted - len(head), CHUNK_SIZE_BYTES)
-                    head += await self._context.on_wire(
-                        source.read_range, len(head), length, size_bytes, is_upstream=True
-                    )
-                found = await self._context.in_bulk(read_tensors, head, size_bytes)
-                if not isinstance(found, MoreHead):
-                    break
-                wanted = found.head_bytes
+            head = await context.heads.read(order.blob, size_bytes, read_range)
         finally:
-            self._context.budget.end()
-        layout = order.layout if found is None else found.layout()
-        return FoundLayout(layout, bytes(head), found, is_certain=True)
+            context.budget.end()
+        return _cut_at(head, order)
+
+
+def _cut_at(head: Head, order: FetchOrder) -> FoundLayout:
+    layout = order.layout if head.tensors is None else head.tensors.layout()
+    return FoundLayout(layout, head.content, head.tensors, is_certain=True)

@@ -3,41 +3,53 @@ Owns metadata: which commit a revision is, which files a commit has; from here, 
 
 Knows nothing of bytes.
 Invariants: one answer for `main` for ref_ttl_s, so that HEAD, GET and listing agree; a commit's
-listing never changes; what a peer says counts only where the operator trusts peers.
+listing never changes; what a peer says counts only where the operator trusts peers; a hub's no
+is kept for seconds, and for the caller that got it alone.
 Source: design.md §5 step ③ and §7.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
-from urllib.parse import quote
 
-from p2pcache.core.credentials import Credentials
-from p2pcache.core.messages import snapshot_from_json
+from p2pcache.core.credentials import ANONYMOUS, Credentials
+from p2pcache.core.promises import Promise
 from p2pcache.core.refs import ModelReference, RepoId, SnapshotId, is_commit
 from p2pcache.core.snapshot import Snapshot
 from p2pcache.engine.access import Access
 from p2pcache.engine.context import Context
+from p2pcache.engine.hearsay import Heard, Hearsay
+from p2pcache.engine.refusals import Refusals
 from p2pcache.engine.single import SingleFlight
 from p2pcache.engine.swarm import Swarm
 from p2pcache.errors import (
-    InputError,
     NotFoundError,
+    RepositoryNotFoundError,
     SourceError,
+    UpstreamAuthError,
     UpstreamProtocolError,
     UpstreamRateLimitedError,
     UpstreamUnreachableError,
 )
+from p2pcache.hubs.base import Resolution
 from p2pcache.store.catalogue import RefRow, SnapshotRow
-from p2pcache.store.index import Index
 
 log = logging.getLogger(__name__)
 
 # A hub that did not answer is not asked again for this long: a waiting client has only 10 s.
 UNREACHABLE_PAUSE_S = 5.0
+# One that is off says so at once, and may be asked each time: whoever asks waits for nothing.
+SILENCE_S_MIN = 0.5
 # A list that the hub did not confirm is asked for again after this long, when somebody wants it.
 CONFIRM_PAUSE_S = 60.0
+# A list that the hub confirmed to a trusted peer is asked for once more after about this long, at
+# a moment of our own: a thousand machines that heard of it together would else ask together.
+HEARD_CONFIRM_S_MIN, HEARD_CONFIRM_S_MAX = 600.0, 3600.0
+# What is cached is answered as stale when the hub takes longer than this; it may go on answering.
+# Clients give a HEAD 10 s, and mean it. Shorter once it was silent: an outage is not one wait.
+STALE_AFTER_S, STALE_AFTER_SILENCE_S = 2.0, 1.0
 _UNAVAILABLE = (UpstreamUnreachableError, UpstreamRateLimitedError, UpstreamProtocolError)
 
 
@@ -62,25 +74,55 @@ class Librarian:
         self._context = context
         self._swarm = swarm
         self._access = access
+        self._hearsay = Hearsay(context, swarm)
         self._flights = SingleFlight()
-        self._silent_until_s = 0.0
+        # Until when each hub is left alone, kept until it answers again.
+        self._silent_until_s: dict[str, float] = {}
+        self._refusals = Refusals(context.clock)
         # When each list that is not confirmed may be asked for again; as many as there are.
         self._confirm_at_s: dict[SnapshotId, float] = {}
 
-    async def resolve(self, reference: ModelReference, credentials: Credentials) -> Resolved:
+    async def resolve(
+        self,
+        reference: ModelReference,
+        credentials: Credentials,
+        *,
+        promise: Promise | None = None,
+    ) -> Resolved:
         """
         Return the snapshot that a reference means now.
 
         The hub is asked at most once per ref_ttl_s; when it does not answer, what is cached
         stands, then what trusted peers say.
 
+        Args:
+            promise: What this caller was told a moment ago: stands, whatever has moved since.
+
         Raises:
             RepositoryNotFoundError, RevisionNotFoundError, UpstreamAuthError: The hub says no.
             UpstreamUnreachableError: The hub does not answer and nothing is cached.
         """
-        commit, is_stale = await self._resolve_commit(reference, credentials)
+        revision = reference.revision
+        if promise is None:
+            commit, is_stale = await self._resolve_commit(reference, credentials)
+        else:
+            commit, is_stale = promise.commit, promise.is_stale
+            known = await self._find_ref(reference)
+            if known is None or known.commit != commit:
+                revision = commit  # the name has moved on, and must not be moved back
         row = await self.get_snapshot(SnapshotId(reference.repo, commit), credentials)
-        return Resolved(row, reference.revision, is_stale)
+        return Resolved(row, revision, is_stale)
+
+    async def doubt(self, reference: ModelReference) -> None:
+        """Ask anew what a branch is at the next question: what it was has no files any more."""
+        known = None if is_commit(reference.revision) else await self._find_ref(reference)
+        if known is not None:
+            await self._put_ref(reference, known.commit, 0.0)
+
+    async def list_pins(self, repo: RepoId) -> dict[str, str]:
+        """Return the commits of branches and tags that are answered without asking the hub."""
+        rows = await self._context.index.call(lambda index: index.catalogue.list_refs(repo))
+        return {row.revision: row.commit for row in rows if self._is_fresh(row)}
 
     async def find_cached(self, reference: ModelReference) -> SnapshotRow | None:
         """Return what the index knows of a reference, asking nobody."""
@@ -102,13 +144,43 @@ class Librarian:
         cached = await self._find_snapshot(snapshot_id)
         if cached is not None:
             return cached if cached.is_confirmed else await self._confirm(cached, credentials)
+        reference = ModelReference(snapshot_id.repo, snapshot_id.commit)
         await self._flights.run(
             (snapshot_id, self._mark(credentials)),
-            lambda: self._fetch_snapshot(snapshot_id, credentials),
+            lambda: self._refusals.ask(
+                (reference, self._mark(credentials)),
+                lambda: self._fetch_snapshot(snapshot_id, credentials),
+            ),
         )
         row = await self._find_snapshot(snapshot_id)
         assert row is not None, "a fetched snapshot is in the index"
         return row
+
+    async def tell_peer(self, reference: ModelReference, *, asks_hub: bool) -> Heard | None:
+        """
+        Return what a peer may hear of a reference; None when nothing of it is for sharing.
+
+        Args:
+            asks_hub: Ask the hub as for a caller of our own, but only if peers trust each other:
+                anybody in reach could else have us ask what they like.
+
+        Raises:
+            NotFoundError: The hub says no.
+        """
+        if asks_hub and self._context.settings.trust_peers:
+            try:
+                resolved = await self.resolve(reference, ANONYMOUS)
+                await self._access.is_public(resolved.snapshot)
+            except (SourceError, UpstreamAuthError) as error:
+                log.debug("a peer's question about %s was not asked: %s", reference, error)
+        row = await self.find_cached(reference)
+        if row is None or not await self._access.may_share(row.snapshot):
+            return None
+        if is_commit(reference.revision):
+            return Heard(row.snapshot, 0.0 if row.is_confirmed else None)
+        ref = await self._find_ref(reference)
+        age_s = None if ref is None else self._context.clock.wall_s() - ref.wall_s
+        return Heard(row.snapshot, age_s)
 
     async def list_branches(self, repo: RepoId) -> list[tuple[str, str]]:
         """Return (name, commit) of the branches and tags that were asked for before."""
@@ -136,48 +208,90 @@ class Librarian:
         if is_commit(reference.revision):
             return reference.revision, False
         known = await self._find_ref(reference)
-        wall_s = self._context.clock.wall_s()
-        if known is not None and 0 <= wall_s - known.wall_s < self._context.settings.ref_ttl_s:
+        if known is not None and self._is_fresh(known):
             return known.commit, False
+        task = self._flights.start(
+            (reference, self._mark(credentials)),
+            lambda: self._refusals.ask(
+                (reference, self._mark(credentials)),
+                lambda: self._ask_for_commit(reference, credentials),
+            ),
+        )
         try:
-            flight = (reference, self._mark(credentials))
-            commit = await self._flights.run(
-                flight, lambda: self._ask_hub_for_commit(reference, credentials)
-            )
-            return commit, False
+            if known is not None and not await self._is_prompt(task, reference.repo.hub):
+                return known.commit, True
+            return await asyncio.shield(task), False
         except _UNAVAILABLE as error:
             if known is not None:
                 return known.commit, True
-            said = await self._ask_peers_for_commit(reference)
-            if said is None:
+            heard = await self._hearsay.ask_all(reference)
+            if heard is None:
                 raise self._explain(error) from error
-            return said, True
+            await self._take_in(heard.snapshot)
+            # Not confirmed by the hub: asked again as soon as it answers.
+            await self._put_ref(reference, heard.snapshot.id.commit, 0.0)
+            return heard.snapshot.id.commit, True
 
-    async def _ask_hub_for_commit(self, reference: ModelReference, credentials: Credentials) -> str:
-        self._check_not_silent()
-        try:
-            answer = await self._context.hub.resolve(
-                reference.repo, reference.revision, credentials
-            )
-        except UpstreamUnreachableError:
-            self._note_silent()
-            raise
-        wall_s = self._context.clock.wall_s()
-        ref = RefRow(reference.repo, reference.revision, answer.commit, wall_s)
+    async def _is_prompt(self, task: asyncio.Task[str], hub: str) -> bool:
+        """Wait for an answer as long as a caller can who has something else to go by."""
+        is_away = hub in self._silent_until_s
+        wait_s = STALE_AFTER_SILENCE_S if is_away else STALE_AFTER_S
+        done, _ = await asyncio.wait({task}, timeout=wait_s)
+        return bool(done)
+
+    async def _ask_for_commit(self, reference: ModelReference, credentials: Credentials) -> str:
+        """Ask the peer whose turn it is, then the hub, what a revision is; list its files."""
+        heard = await self._ask_owner(reference, credentials)
+        if heard is not None and heard.age_s is not None:
+            wall_s = self._context.clock.wall_s() - heard.age_s
+            await self._put_ref(reference, heard.snapshot.id.commit, wall_s)
+            return heard.snapshot.id.commit
+        answer = await self._resolve_at_hub(reference, credentials)
         snapshot_id = SnapshotId(reference.repo, answer.commit)
         if await self._find_snapshot(snapshot_id) is None:
             await self._list_at_hub(snapshot_id, credentials, answer.about)
-        await self._context.index.call(lambda index: index.catalogue.put_ref(ref))
+        await self._put_ref(reference, answer.commit, self._context.clock.wall_s())
         return answer.commit
 
-    async def _ask_peers_for_commit(self, reference: ModelReference) -> str | None:
-        snapshot = await self._ask_peers(reference.repo, reference.revision)
-        if snapshot is None:
+    async def _resolve_at_hub(
+        self, reference: ModelReference, credentials: Credentials
+    ) -> Resolution:
+        hub = reference.repo.hub
+        if self._context.clock.monotonic_s() < self._silent_until_s.get(hub, 0.0):
+            raise UpstreamUnreachableError(
+                "The hub does not answer; check the network, or ask for what is cached."
+            )
+        self._silent_until_s.pop(hub, None)
+        repo, revision = reference.repo, reference.revision
+        began_s = asyncio.get_running_loop().time()
+        try:
+            answer = await self._context.hub.resolve(repo, revision, credentials)
+        except UpstreamUnreachableError:
+            if asyncio.get_running_loop().time() - began_s >= SILENCE_S_MIN:
+                until_s = self._context.clock.monotonic_s() + UNREACHABLE_PAUSE_S
+                self._silent_until_s[hub] = until_s
+            raise
+        except (RepositoryNotFoundError, UpstreamAuthError):
+            await self._access.note_refused(repo, credentials)
+            raise
+        self._access.note_known(credentials)
+        return answer
+
+    async def _ask_owner(self, reference: ModelReference, credentials: Credentials) -> Heard | None:
+        """Take over what the peer heard whose turn it is to ask; public repositories only."""
+        if not credentials.is_anonymous:
+            return None  # what a token may be for is nobody else's business
+        heard = await self._hearsay.ask_owner(reference)
+        ttl_s = self._context.settings.ref_ttl_s
+        if heard is None or heard.age_s is None:
             return None
-        # Not confirmed by the hub: asked again as soon as it answers.
-        ref = RefRow(reference.repo, reference.revision, snapshot.id.commit, 0.0)
-        await self._context.index.call(lambda index: index.catalogue.put_ref(ref))
-        return snapshot.id.commit
+        if heard.age_s >= ttl_s and not is_commit(reference.revision):
+            return None
+        wait_s = self._context.random.uniform(HEARD_CONFIRM_S_MIN, HEARD_CONFIRM_S_MAX)
+        confirm_at_s = self._context.clock.monotonic_s() + wait_s
+        self._confirm_at_s[heard.snapshot.id] = confirm_at_s
+        await self._take_in(heard.snapshot)
+        return heard
 
     # --- file lists ---
 
@@ -201,22 +315,21 @@ class Librarian:
 
     async def _describe_and_list(self, snapshot_id: SnapshotId, credentials: Credentials) -> None:
         """Ask the hub for the description of a repository and the files of one commit."""
-        self._check_not_silent()
-        try:
-            answer = await self._context.hub.resolve(
-                snapshot_id.repo, snapshot_id.commit, credentials
-            )
-        except UpstreamUnreachableError:
-            self._note_silent()
-            raise
+        reference = ModelReference(snapshot_id.repo, snapshot_id.commit)
+        answer = await self._resolve_at_hub(reference, credentials)
         await self._list_at_hub(snapshot_id, credentials, answer.about)
 
     async def _fetch_snapshot(self, snapshot_id: SnapshotId, credentials: Credentials) -> None:
+        reference = ModelReference(snapshot_id.repo, snapshot_id.commit)
+        if await self._ask_owner(reference, credentials) is not None:
+            return
         try:
             await self._describe_and_list(snapshot_id, credentials)
         except _UNAVAILABLE as error:
-            if await self._ask_peers(snapshot_id.repo, snapshot_id.commit) is None:
+            heard = await self._hearsay.ask_all(reference)
+            if heard is None:
                 raise self._explain(error) from error
+            await self._take_in(heard.snapshot)
 
     async def _list_at_hub(
         self, snapshot_id: SnapshotId, credentials: Credentials, about: dict[str, object] | None
@@ -229,39 +342,15 @@ class Librarian:
             )
         )
 
-    async def _ask_peers(self, repo: RepoId, revision: str) -> Snapshot | None:
-        """Ask trusted peers, one after the other, for a file list."""
-        if not self._context.settings.trust_peers:
-            return None
-        await self._swarm.begin_round()
-        kind = "" if repo.kind == "models" else f"{repo.kind}/"
-        path = (
-            f"/v1/snapshots/{repo.hub}/{quote(kind + repo.name, safe='')}"
-            f"/{quote(revision, safe='')}"
+    async def _take_in(self, snapshot: Snapshot) -> None:
+        """Keep a list that a trusted peer gave. It shares what is public only."""
+        wall_s = self._context.clock.wall_s()
+        await self._context.index.call(
+            lambda index: index.catalogue.put_snapshot(
+                snapshot, is_confirmed=False, about=None, wall_s=wall_s
+            )
         )
-        for peer in list(self._swarm.iter_up()):
-            try:
-                snapshot = snapshot_from_json(await self._swarm.link.get(peer.url, path))
-                is_asked_for = snapshot.id.repo == repo and (
-                    not is_commit(revision) or snapshot.id.commit == revision
-                )
-                if not is_asked_for:
-                    raise InputError("It answered for another repository.")
-            except (SourceError, InputError) as error:
-                log.debug("peer %s has no list of %s@%s: %s", peer.name, repo, revision, error)
-                continue
-            wall_s = self._context.clock.wall_s()
-
-            def put(index: Index, snapshot: Snapshot = snapshot, wall_s: float = wall_s) -> None:
-                index.catalogue.put_snapshot(
-                    snapshot, is_confirmed=False, about=None, wall_s=wall_s
-                )
-
-            await self._context.index.call(put)
-            # A peer shares what is public only, and the operator trusts what it says.
-            await self._access.note_public(snapshot.id)
-            return snapshot
-        return None
+        await self._access.note_public(snapshot.id)
 
     # --- small parts ---
 
@@ -275,15 +364,13 @@ class Librarian:
             lambda index: index.catalogue.find_snapshot(snapshot_id)
         )
 
-    def _check_not_silent(self) -> None:
-        if self._context.clock.monotonic_s() < self._silent_until_s:
-            raise UpstreamUnreachableError(
-                f"The hub {self._context.settings.hf_upstream} does not answer; "
-                "check the network, or ask for what is cached."
-            )
+    async def _put_ref(self, reference: ModelReference, commit: str, wall_s: float) -> None:
+        row = RefRow(reference.repo, reference.revision, commit, wall_s)
+        await self._context.index.call(lambda index: index.catalogue.put_ref(row))
 
-    def _note_silent(self) -> None:
-        self._silent_until_s = self._context.clock.monotonic_s() + UNREACHABLE_PAUSE_S
+    def _is_fresh(self, row: RefRow) -> bool:
+        age_s = self._context.clock.wall_s() - row.wall_s
+        return 0 <= age_s < self._context.settings.ref_ttl_s
 
     def _explain(self, error: SourceError) -> SourceError:
         if self._context.settings.trust_peers or not self._swarm.peers:

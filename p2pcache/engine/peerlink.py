@@ -53,9 +53,13 @@ class PeerLink:
         """Say what we have and want; return what the peer says of the same. Raises as get()."""
         return Exchange.from_json(await self._request("POST", url, "/v1/swarm", ours.to_json()))
 
-    async def get(self, url: str, path: str) -> object:
+    async def get(self, url: str, path: str, *, timeout_s: float = REQUEST_S_MAX) -> object:
         """
         GET a JSON document of a peer.
+
+        Args:
+            url, path: Where.
+            timeout_s: For a question that the peer has to ask somebody else about first.
 
         Raises:
             PeerUnreachableError: No answer in time.
@@ -63,13 +67,28 @@ class PeerLink:
             PeerProtocolError: Endless, or not JSON.
             InputError: JSON of another shape than the protocol's.
         """
-        return await self._request("GET", url, path, None)
+        return await self._request("GET", url, path, None, timeout_s)
 
-    async def _request(self, method: str, url: str, path: str, message: object) -> object:
+    async def post(self, url: str, path: str, message: object) -> object:
+        """POST a JSON document to a peer; return its answer. Raises as get()."""
+        return await self._request("POST", url, path, message)
+
+    async def _request(
+        self,
+        method: str,
+        url: str,
+        path: str,
+        message: object,
+        timeout_s: float = REQUEST_S_MAX,
+    ) -> object:
         assert self._session is not None, "open() comes first"
         try:
             async with self._session.request(
-                method, url + path, json=message, allow_redirects=False
+                method,
+                url + path,
+                json=message,
+                allow_redirects=False,
+                timeout=aiohttp.ClientTimeout(total=timeout_s),
             ) as response:
                 if response.status != 200:
                     raise PeerRefusedError(f"{url}{path} answered {response.status}.")

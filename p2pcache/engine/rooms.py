@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from p2pcache.core.digest import BlobDigest
-from p2pcache.core.eviction import Protection, measure_room, plan_eviction
+from p2pcache.core.eviction import Protection, Step, measure_room, plan_eviction
 from p2pcache.core.refs import SnapshotId
 from p2pcache.core.snapshot import FileEntry
 from p2pcache.engine.context import Context
@@ -67,6 +67,14 @@ def _find_lack(need: _Need, figures: Figures) -> _Lack:
     return _Lack(max(0, over), max(0, under))
 
 
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """Whether something would fit, and what would be evicted for it."""
+
+    fits: bool
+    steps: tuple[Step, ...] = ()
+
+
 class Rooms:
     """All rooms of this daemon. Event loop only."""
 
@@ -90,9 +98,13 @@ class Rooms:
         self._seen: tuple[float, Survey] | None = None
 
     async def fits(self, snapshot_id: SnapshotId, entries: Iterable[FileEntry]) -> bool:
+        """Return whether make() would find room now; see forecast()."""
+        return (await self.forecast(snapshot_id, entries)).fits
+
+    async def forecast(self, snapshot_id: SnapshotId, entries: Iterable[FileEntry]) -> Forecast:
         """
         Return whether make() would find room now: in the quota and on the disk, after evicting
-        what may go, with what others reserved. Reserves and evicts nothing.
+        what may go, with what others reserved; and what that would be. Reserves and evicts nothing.
 
         Raises:
             StoreError: The disk failed.
@@ -100,7 +112,7 @@ class Rooms:
         need = await self._measure_need({entry.digest: entry.size_bytes for entry in entries})
         figures = await self._gauge.read()
         if _find_lack(need, figures).is_none:
-            return True
+            return Forecast(True)
         survey = await self._look()
         views = (
             replace(view, protection=Protection.IN_USE) if view.id == snapshot_id else view
@@ -108,7 +120,8 @@ class Rooms:
         )
         view = replace(survey.view, snapshots=tuple(views))
         limits = limit_space(figures, survey)
-        return not plan_eviction(view, limits, need_bytes=need.all_bytes).bytes_short
+        plan = plan_eviction(view, limits, need_bytes=need.all_bytes)
+        return Forecast(not plan.bytes_short, plan.steps)
 
     async def _look(self) -> Survey:
         """Return how the store was a few seconds ago at most."""

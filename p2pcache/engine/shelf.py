@@ -171,6 +171,11 @@ class Shelf:
         await self._context.in_bulk(self._context.store.discard, blob)
         self.on_put(blob)
 
+    async def is_shared(self, blob: BlobDigest) -> bool:
+        """Return whether anybody may have a blob that is here."""
+        row = await self.find_row(blob)
+        return row is not None and row.is_public
+
     async def note_public(self, blob: BlobDigest) -> None:
         """Share a blob that was restricted until now."""
         row = await self.find_row(blob)
@@ -235,11 +240,13 @@ class Shelf:
         keep = self._context.in_bulk(keep_good_chunks, self._context.store, wreck)
         await see_through(keep)
         await self._forget(blob)
+        # Anybody on this machine reads the faults.
+        shown = str(blob) if row.is_public else "A restricted file"
         fault = self._context.make_fault(
             self._context.settings.peer_id,
             self._context.settings.name,
             "damaged here",
-            f"{blob} changed on this disk; what is still good was kept, the rest is fetched again.",
+            f"{shown} changed on this disk; what is still good was kept, the rest is fetched anew.",
         )
         self._context.blame.faults.append(fault)
         places = self._withdrawn.pop(blob, ())

@@ -38,6 +38,7 @@ from p2pcache.errors import NotFoundError, P2PCacheError, ProtectedError
 from p2pcache.store.catalogue import RefRow
 from p2pcache.store.index import Index
 from p2pcache.store.inventory import Sums
+from p2pcache.store.usage import measure_missing
 
 log = logging.getLogger(__name__)
 
@@ -312,6 +313,16 @@ class Space:
         survey = await self.evictor.survey(is_report=True)
         sums = await self._context.index.call(lambda index: index.inventory.measure())
         return await self.measure(), sums, measure_room(survey.view)
+
+    async def measure_reserved(self) -> int:
+        """
+        Return the bytes that downloads under way have yet to write.
+
+        Raises:
+            StoreError: The disk failed.
+        """
+        granted, store = self.holds.list_granted(), self._context.store
+        return await self._context.in_bulk(lambda: measure_missing(store, granted.items()))
 
     async def _refresh(self) -> None:
         """Before the store is looked at: what protects snapshots, and when they were used."""

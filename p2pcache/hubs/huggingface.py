@@ -53,7 +53,8 @@ HOLD_S_MAX = 6.0
 PAGES_MAX = 10_000
 _KEPT_HEADERS = (
     "Content-Type", "ETag", "Link", "RateLimit", "RateLimit-Policy", "Retry-After",
-    "X-Error-Code", "X-Error-Message", "X-Repo-Commit", "X-Request-Id",
+    "X-Error-Code", "X-Error-Message", "X-HF-Warning", "X-Repo-Commit", "X-Request-Id",
+    "X-Total-Count",
 )  # fmt: skip
 
 

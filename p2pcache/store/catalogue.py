@@ -9,6 +9,7 @@ Source: schema.py.
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import cast
 
@@ -18,6 +19,8 @@ from p2pcache.core.digest import BlobDigest
 from p2pcache.core.refs import RepoId, SnapshotId
 from p2pcache.core.snapshot import FileEntry, Snapshot
 
+# Files of all lists in memory together; each takes some 400 bytes.
+LISTED_FILES_MAX = 100_000
 _KEY = "hub = ? AND kind = ? AND repo = ?"
 
 
@@ -45,6 +48,14 @@ class RefRow:
     wall_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class _List:
+    """What of a snapshot changes only when it is put again."""
+
+    snapshot: Snapshot
+    about: dict[str, object] | None
+
+
 def _key(repo: RepoId) -> list[str]:
     return [repo.hub, repo.kind, repo.name]
 
@@ -54,6 +65,10 @@ class Catalogue:
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        # The lists asked for last: one of 10,000 files takes 0.1 s to read, and every request for
+        # one of its files wants it.
+        self._lists: OrderedDict[SnapshotId, _List] = OrderedDict()
+        self._listed_count = 0
 
     def put_snapshot(
         self,
@@ -72,6 +87,7 @@ class Catalogue:
         known = None if is_confirmed else self.find_snapshot(snapshot.id)
         if known is not None and known.is_confirmed:
             return
+        self._forget_list(snapshot.id)
         with self._db.atomic():
             self._db.execute(
                 "INSERT INTO snapshots (hub, kind, repo, commit_id, about, is_confirmed, "
@@ -94,9 +110,23 @@ class Catalogue:
         """Return a file list, None when the index has none."""
         key = [*_key(snapshot_id.repo), snapshot_id.commit]
         where = f"{_KEY} AND commit_id = ?"
-        rows = list(self._db.query(f"SELECT * FROM snapshots WHERE {where}", key))  # noqa: S608
+        query = f"SELECT is_confirmed, public_wall_s FROM snapshots WHERE {where}"  # noqa: S608
+        rows = list(self._db.query(query, key))
         if not rows:
             return None
+        listed = self._lists.get(snapshot_id)
+        if listed is None:
+            listed = self._read_list(snapshot_id, where, key)
+            self._keep_list(listed)
+        else:
+            self._lists.move_to_end(snapshot_id)
+        row = rows[0]
+        is_confirmed, public_wall_s = bool(row["is_confirmed"]), row["public_wall_s"]
+        return SnapshotRow(listed.snapshot, is_confirmed, listed.about, public_wall_s)
+
+    def _read_list(self, snapshot_id: SnapshotId, where: str, key: list[str]) -> _List:
+        query = f"SELECT about FROM snapshots WHERE {where}"  # noqa: S608
+        about = next(iter(self._db.query(query, key)))["about"]
         files = tuple(
             FileEntry(
                 str(row["path"]),
@@ -109,13 +139,21 @@ class Catalogue:
                 key,
             )
         )
-        about = rows[0]["about"]
-        return SnapshotRow(
+        return _List(
             Snapshot(snapshot_id, files),
-            bool(rows[0]["is_confirmed"]),
             None if about is None else cast("dict[str, object]", json.loads(about)),
-            rows[0]["public_wall_s"],
         )
+
+    def _keep_list(self, listed: _List) -> None:
+        self._lists[listed.snapshot.id] = listed
+        self._listed_count += 1 + len(listed.snapshot.files)
+        while self._listed_count > LISTED_FILES_MAX and len(self._lists) > 1:
+            self._forget_list(next(iter(self._lists)))
+
+    def _forget_list(self, snapshot_id: SnapshotId) -> None:
+        listed = self._lists.pop(snapshot_id, None)
+        if listed is not None:
+            self._listed_count -= 1 + len(listed.snapshot.files)
 
     def list_snapshots(self) -> list[SnapshotId]:
         """Return every snapshot that is known, newest last."""
@@ -142,6 +180,41 @@ class Catalogue:
             [wall_s, *_key(snapshot_id.repo), snapshot_id.commit],
         )
         self._db.conn.commit()
+
+    def find_public_wall_s(self, snapshot_id: SnapshotId) -> float | None:
+        """Return when a file of a snapshot was last given to an anonymous caller, None if never."""
+        row = self._db.execute(
+            f"SELECT public_wall_s FROM snapshots WHERE {_KEY} AND commit_id = ?",  # noqa: S608
+            [*_key(snapshot_id.repo), snapshot_id.commit],
+        ).fetchone()
+        return None if row is None else cast("float | None", row[0])
+
+    def list_public(self, repo: RepoId) -> list[Snapshot]:
+        """Return the snapshots of a repository that are public as far as is known."""
+        commits = self._db.execute(
+            f"SELECT commit_id FROM snapshots WHERE {_KEY} AND public_wall_s IS NOT NULL",  # noqa: S608
+            _key(repo),
+        ).fetchall()
+        rows = [self.find_snapshot(SnapshotId(repo, str(commit))) for (commit,) in commits]
+        return [row.snapshot for row in rows if row is not None]
+
+    def list_shared(self, older_than_wall_s: float, count_max: int) -> list[Snapshot]:
+        """
+        Return public snapshots of which something is here, with proofs from before a time; the
+        oldest first.
+        """
+        query = (
+            "SELECT hub, kind, repo, commit_id FROM snapshots s WHERE public_wall_s < ? AND EXISTS "
+            "(SELECT 1 FROM files f JOIN blobs b USING (digest) WHERE b.is_public AND f.hub = s.hub"
+            " AND f.kind = s.kind AND f.repo = s.repo AND f.commit_id = s.commit_id) "
+            "ORDER BY public_wall_s LIMIT ?"
+        )
+        found = []
+        for row in list(self._db.query(query, [older_than_wall_s, count_max])):
+            repo = RepoId.of(row["hub"], row["kind"], row["repo"])
+            snapshot = self.find_snapshot(SnapshotId(repo, row["commit_id"]))
+            found += [] if snapshot is None else [snapshot.snapshot]
+        return found
 
     def revoke_public(self, snapshot_id: SnapshotId) -> list[BlobDigest]:
         """
@@ -193,8 +266,16 @@ class Catalogue:
 
     def remove_snapshot(self, snapshot_id: SnapshotId) -> None:
         """Forget a file list and the revisions that point to it, if they exist."""
+        self._forget_list(snapshot_id)
         key = [*_key(snapshot_id.repo), snapshot_id.commit]
         with self._db.atomic():
+            # What heads say of files that only this one lists goes with them.
+            self._db.execute(
+                f"DELETE FROM weights WHERE digest IN (SELECT digest FROM files WHERE {_KEY} "  # noqa: S608
+                "AND commit_id = ?) AND 1 = (SELECT count(*) FROM (SELECT DISTINCT hub, kind, "
+                "repo, commit_id FROM files WHERE files.digest = weights.digest LIMIT 2))",
+                key,
+            )
             for table in ("files", "snapshots", "refs"):
                 self._db.execute(
                     f"DELETE FROM {table} WHERE {_KEY} AND commit_id = ?",  # noqa: S608

@@ -96,9 +96,13 @@ def iter_records(raw: bytes, layout: Layout) -> Iterator[Record]:
     blob's or layout's.
     """
     header = header_to_bytes(layout)
-    if not raw.startswith(header):
-        return
-    for start in range(len(header), len(raw) - RECORD_SIZE_BYTES + 1, RECORD_SIZE_BYTES):
+    if raw.startswith(header):
+        yield from iter_tail(raw[len(header) :], layout)
+
+
+def iter_tail(raw: bytes, layout: Layout) -> Iterator[Record]:
+    """Iterate over the records at the start of some bytes that follow a header or a record."""
+    for start in range(0, len(raw) - RECORD_SIZE_BYTES + 1, RECORD_SIZE_BYTES):
         piece = raw[start : start + RECORD_SIZE_BYTES]
         kind, index, length, digest, tag, checksum = _RECORD.unpack(piece)
         is_torn = zlib.crc32(piece[:-_CHECKSUM_SIZE_BYTES]) != checksum

@@ -1,11 +1,14 @@
 """
-Owns `STORE/hub`: a complete Hugging Face cache tree over the store's blobs.
+Owns `STORE/hub`: a complete Hugging Face cache tree over the store's blobs; and `STORE/modelscope`,
+the same for ModelScope's clients.
 
 Knows nothing of how files got here; it links what is complete and proven.
-Invariants: trees/<commit>.json lists every file of the commit, before any link of it appears;
+Invariants: trees/<commit>.json lists every file of the commit, before any link of it appears, the
+same weights in a second format apart;
 a blob's link is hard where the filesystem allows, so deleting it harms nothing of ours; what a
 program put here itself is never taken out.
-Source: huggingface_hub's cache layout and tree cache format 1; docs/reference/store-layout.md.
+Source: cache layouts of huggingface_hub (tree cache format 1) and of modelscope 1.40;
+docs/reference/store-layout.md.
 """
 
 from __future__ import annotations
@@ -18,38 +21,60 @@ import os
 import shutil
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from p2pcache.core.refs import RepoId, SnapshotId, parse_commit
+from p2pcache.core.refs import RepoId, SnapshotId, is_commit, parse_commit
+from p2pcache.core.selection import find_duplicates
 from p2pcache.core.snapshot import FileEntry, Snapshot
 from p2pcache.errors import InputError
 from p2pcache.store.disk import store_error, sync_directory, try_read, try_set_mode
 from p2pcache.store.home import write_file_atomically
-from p2pcache.store.repofolder import PathOf, RepoFolder
+from p2pcache.store.repofolder import PathOf, RepoFolder, revision_link
+from p2pcache.store.treefolders import TreeFolders
 
 log = logging.getLogger(__name__)
 
+# Snapshots whose files arrive at one time.
+NOTED_MAX = 16
+
 # What symlink(2) says of file systems that have none.
 _NO_SYMLINK_ERRNOS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP)
-_KIND_FOLDERS = {"models": "models", "datasets": "datasets", "spaces": "spaces"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Noted:
+    """A listing as it was written, and the file that it was written to."""
+
+    snapshot: Snapshot
+    duplicates: frozenset[str]
+    apart: frozenset[str] = frozenset()
+    stamp: tuple[int, int, int] | None = None
+
+
+# Of a tree with a restricted repository in it: others get to what they can name, and see no names.
+HIDING_MODE = 0o711
 
 
 class HubTree:
-    """The tree that HF_HUB_CACHE points at. Safe from several threads: they write in turns."""
+    """The trees that clients' caches point at. Safe from several threads: they write in turns."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.folders = TreeFolders(root)
         self._changed: set[Path] = set()
         self._lock = threading.Lock()
         self._has_no_links = False
         # What was published since the start: a leftover may be needed again by what came after.
         self._change_counts: Counter[RepoId] = Counter()
         self._modes: dict[RepoId, int] = {}
+        # The listings written last: each file of a snapshot comes with the whole of it.
+        self._noted: dict[Path, _Noted] = {}
 
     def repo_path(self, repo: RepoId) -> Path:
         """Return the folder of one repository."""
-        return self.root / "--".join([_KIND_FOLDERS[repo.kind], *repo.name.split("/")])
+        return self.folders.path_of(repo)
 
     def snapshot_path(self, snapshot_id: SnapshotId) -> Path:
         """Return the folder that a loader opens."""
@@ -65,9 +90,26 @@ class HubTree:
         path = self.repo_path(repo)
         with self._lock, _translating_errors(path):
             self._modes[repo] = 0o755 if is_public else 0o700
+            if not is_public:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                try_set_mode(path.parent, HIDING_MODE)
             self._begin_change(repo)
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=self._modes[repo], parents=True, exist_ok=True)
             try_set_mode(path, self._modes[repo])
+
+    def hide_repo(self, repo: RepoId) -> None:
+        """
+        Let nobody else look into the folder of a repository that is not public any more.
+
+        Raises:
+            StoreError: The disk failed.
+        """
+        path = self.repo_path(repo)
+        with self._lock, _translating_errors(path):
+            self._modes[repo] = 0o700
+            if path.exists():
+                try_set_mode(path.parent, HIDING_MODE)
+                try_set_mode(path, 0o700)
 
     def _begin_change(self, repo: RepoId) -> None:
         """Count a change; make the folder again if it was empty, and went, since it was opened."""
@@ -77,9 +119,16 @@ class HubTree:
             path.mkdir(parents=True, mode=mode)
             try_set_mode(path, mode)
 
-    def publish_tree(self, snapshot: Snapshot) -> None:
+    def publish_tree(self, snapshot: Snapshot, linking: Iterable[FileEntry] = ()) -> None:
         """
         Write the listing that tells an offline client which files make the commit whole.
+
+        The same weights in a second format are listed apart, as long as nobody asked for them: a
+        client would take a snapshot without them for broken.
+
+        Args:
+            snapshot: All files of the commit.
+            linking: Those that are about to be linked.
 
         Raises:
             StoreError: The disk failed or is full.
@@ -87,14 +136,33 @@ class HubTree:
         path = self.repo_path(snapshot.id.repo) / "trees" / f"{snapshot.id.commit}.json"
         with self._lock, _translating_errors(path):
             self._begin_change(snapshot.id.repo)
-            files = {entry.path: _tree_entry(entry) for entry in snapshot.files}
-            content = json.dumps({"format_version": 1, "files": files}, indent=1).encode()
-            # One that says something else is a client's note, or from before the hub was asked.
-            if path.exists() and path.read_bytes() == content:
+            folder, asked_for = self.snapshot_path(snapshot.id), {e.path for e in linking}
+            noted = self._noted.get(path)
+            if noted is None or noted.snapshot != snapshot:
+                noted = _Noted(snapshot, find_duplicates(snapshot.files))
+            apart = frozenset(
+                spared
+                for spared in noted.duplicates
+                if spared not in asked_for and not os.path.lexists(folder / spared)
+            )
+            if noted.stamp is not None and (noted.apart, noted.stamp) == (apart, _stamp_of(path)):
                 return
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_file_atomically(path, content)
-            self._note_changed(path.parent)
+            files: dict[str, object] = {}
+            left_out: dict[str, object] = {}
+            for entry in snapshot.files:
+                (left_out if entry.path in apart else files)[entry.path] = _tree_entry(entry)
+            tree: dict[str, object] = {"format_version": 1, "files": files}
+            tree |= {"left_out": left_out} if left_out else {}
+            content = json.dumps(tree, indent=1).encode()
+            # One that says something else is a client's note, or from before the hub was asked.
+            if not (path.exists() and path.read_bytes() == content):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_file_atomically(path, content)
+                self._note_changed(path.parent)
+            self._noted.pop(path, None)
+            self._noted[path] = replace(noted, apart=apart, stamp=_stamp_of(path))
+            if len(self._noted) > NOTED_MAX:
+                del self._noted[next(iter(self._noted))]
 
     def publish_file(self, snapshot_id: SnapshotId, entry: FileEntry, blob_path: Path) -> None:
         """
@@ -196,6 +264,8 @@ class HubTree:
         path = self.repo_path(repo) / "refs" / revision
         with self._lock, _translating_errors(path):
             self._begin_change(repo)
+            if repo.hub == "ms":
+                self._link_revision(repo, revision, commit)
             if _reads(path, commit):
                 self._sync_changed()
                 return
@@ -210,10 +280,39 @@ class HubTree:
             self._note_changed(path.parent)
             self._sync_changed()
 
+    def _link_revision(self, repo: RepoId, revision: str, commit: str) -> None:
+        """Let a revision's name lead to its snapshot, where a client looks for it by that name."""
+        snapshots = self.repo_path(repo) / "snapshots"
+        if is_commit(revision.partition("/")[0]) or not (snapshots / commit).is_dir():
+            return
+        link, target = snapshots / revision, revision_link(revision, commit)
+        if any(path.is_symlink() for path in link.parents[: revision.count("/")]):
+            # `a` is there, and `a/b` would be written into what it leads to.
+            return
+        try:
+            if link.is_symlink() and os.readlink(link) == target:
+                return
+            if link.is_dir() and not link.is_symlink():
+                return  # a client downloaded into it: those files are its own
+            link.parent.mkdir(parents=True, exist_ok=True)
+            temporary = link.with_name(f".{os.getpid()}.link")
+            temporary.unlink(missing_ok=True)
+            _make_symlink(temporary, target)
+            temporary.rename(link)
+        except _NoLinksError:
+            self._note_no_links()
+        except (FileExistsError, NotADirectoryError) as error:
+            # `a` and `a/b` cannot both be names here; the snapshot is there by its commit.
+            log.info("%s has no folder for revision %s: %s", repo, revision, error)
+            return
+        self._note_changed(link.parent)
+
     def _note_changed(self, *folders: Path) -> None:
         """Remember folders whose names are not durable yet, with those that they lie in."""
+        roots = self.folders.roots
         for folder in folders:
-            inside = [f for f in (folder, *folder.parents) if f.is_relative_to(self.root)]
+            above = (folder, *folder.parents)
+            inside = [f for f in above if any(f.is_relative_to(root) for root in roots)]
             self._changed.update(inside)
 
     def _sync_changed(self) -> None:
@@ -231,11 +330,10 @@ class HubTree:
             StoreError: The disk failed.
         """
         with _translating_errors(self.root):
-            for path in sorted(self.root.glob("*--*/trees/*.json")):
-                kind, *parts = path.parent.parent.name.split("--")
-                with contextlib.suppress(InputError):
-                    repo = RepoId.of("hf", kind, "/".join(parts))
-                    yield SnapshotId(repo, parse_commit(path.stem))
+            for repo in self.folders.iter_repos():
+                for path in sorted((self.repo_path(repo) / "trees").glob("*.json")):
+                    with contextlib.suppress(InputError):
+                        yield SnapshotId(repo, parse_commit(path.stem))
 
     def read_tree(self, snapshot_id: SnapshotId) -> dict[str, object] | None:
         """
@@ -246,8 +344,9 @@ class HubTree:
         """
         path = self.repo_path(snapshot_id.repo) / "trees" / f"{snapshot_id.commit}.json"
         with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-            files = json.loads(try_read(path) or b"")["files"]
-            return files if isinstance(files, dict) else None
+            tree = json.loads(try_read(path) or b"")
+            files, left_out = tree["files"], tree.get("left_out", {})
+            return {**files, **left_out} if isinstance(files, dict) else None
         return None
 
     def iter_refs(self, repo: RepoId) -> list[tuple[str, str]]:
@@ -307,6 +406,15 @@ def _make_symlink(link: Path, target: str) -> None:
         if error.errno in _NO_SYMLINK_ERRNOS:
             raise _NoLinksError(*error.args) from error
         raise
+
+
+def _stamp_of(path: Path) -> tuple[int, int, int] | None:
+    """Return what tells a file from one that another program put in its place."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _reads(path: Path, text: str) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,11 +27,12 @@ from p2pcache.errors import (
 from p2pcache.store.bloblist import BlobList
 from p2pcache.store.catalogue import Catalogue
 from p2pcache.store.checklist import CheckList
-from p2pcache.store.disk import store_error
+from p2pcache.store.disk import store_error, try_set_mode
 from p2pcache.store.inventory import Inventory
 from p2pcache.store.roots import Roots
 from p2pcache.store.schema import migrations
 from p2pcache.store.watchlist import Watchlist
+from p2pcache.store.weightlist import WeightList
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,22 @@ log = logging.getLogger(__name__)
 # way is begun anew, or pins would be lost for good.
 _FILLED = 1
 _OUR_NAMES = {migration.name for migration in migrations._migrations}
+
+
+def _keep_private(path: Path) -> None:
+    """
+    Let nobody else read the index: it names what is hidden. SQLite gives its mode to the log.
+
+    Raises:
+        StoreError: The disk failed or is full.
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                try_set_mode(path.with_name(name), 0o600)
+    except OSError as error:
+        raise store_error(error, path) from error
 
 
 def open_database(path: Path) -> tuple[Database, bool]:
@@ -52,6 +70,7 @@ def open_database(path: Path) -> tuple[Database, bool]:
         SchemaTooNewError: A later release wrote it.
         StoreError: The disk failed or is full.
     """
+    _keep_private(path)
     try:
         connection = sqlite3.connect(path, check_same_thread=False)
     except sqlite3.DatabaseError as error:
@@ -122,6 +141,7 @@ class Index:
         self.inventory = Inventory(self._db, self.blobs, self.catalogue)
         self.checks = CheckList(self._db)
         self.watchlist = Watchlist(self._db)
+        self.weights = WeightList(self._db)
 
     def _set_aside(self, reason: str) -> None:
         number = 1

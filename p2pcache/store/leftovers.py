@@ -19,7 +19,7 @@ from pathlib import Path
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.eviction import Leftover
 from p2pcache.core.refs import RepoId, SnapshotId
-from p2pcache.errors import InputError, InvalidDigestError
+from p2pcache.errors import InvalidDigestError
 from p2pcache.store.blobs import ADOPTED_SUFFIX, FileBlobStore
 from p2pcache.store.disk import store_error
 from p2pcache.store.hubtree import HubTree
@@ -119,7 +119,8 @@ def remove_leftover(
         StoreError: The disk failed.
     """
     path = store.root / name
-    if not path.is_relative_to(tree.root):
+    repo = tree.folders.find_repo(path)
+    if repo is None:
         try:
             marked = _marked_path(path)
             if marked is not None and os.path.lexists(marked):
@@ -128,8 +129,6 @@ def remove_leftover(
         except OSError as error:
             raise store_error(error, path) from error
         return True
-    repo = _parse_folder(path.relative_to(tree.root).parts[0])
-    assert repo is not None, "list_leftovers() names repositories only"
     with tree.hold_still(repo) as count:
         if count != changes.get(repo):
             return False
@@ -181,19 +180,6 @@ def _describe(root: Path, path: Path, reason: str, *blobs: BlobDigest) -> Leftov
 
 def _iter_repos(tree: HubTree) -> Iterator[RepoId]:
     try:
-        paths = sorted(tree.root.glob("*--*"))
+        yield from list(tree.folders.iter_repos())
     except OSError as error:
         raise store_error(error, tree.root) from error
-    for path in paths:
-        repo = _parse_folder(path.name)
-        if repo is not None and tree.repo_path(repo) == path:
-            yield repo
-
-
-def _parse_folder(name: str) -> RepoId | None:
-    """Return the repository that a folder of the tree is named for; None for somebody else's."""
-    kind, *parts = name.split("--")
-    try:
-        return RepoId.of("hf", kind, "/".join(parts))
-    except InputError:
-        return None

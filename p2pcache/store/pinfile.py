@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 PINS_NAME = "pins.json"
 _FORMAT_VERSION = 1
+# Not for others: it names what is hidden.
+_MODE = 0o600
 # About 40,000 pins; a larger file is not ours.
 _FILE_BYTES_MAX = 8 * 1024 * 1024
 
@@ -50,7 +52,7 @@ def write_pins(root: Path, pins: Iterable[RefRow]) -> None:
     content = json.dumps({"format_version": _FORMAT_VERSION, "pins": rows}, indent=1)
     path = root / PINS_NAME
     try:
-        write_file_atomically(path, content.encode())
+        write_file_atomically(path, content.encode(), mode=_MODE)
         sync_directory(root)
     except OSError as error:
         raise store_error(error, path) from error

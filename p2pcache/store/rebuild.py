@@ -15,7 +15,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +98,7 @@ def _recover(store: FileBlobStore, tree: HubTree, index: Index, *, wall_s: float
         log.warning("%d files of the index are gone from the disk; their rows were dropped", lost)
     if index.was_rebuilt:
         index.note_filled()
-    leftovers = sum(map(_try_remove, _iter_leftovers(store.root, tree.root)))
+    leftovers = sum(map(_try_remove, _iter_leftovers(store.root, tree.folders.roots)))
     return RecoveryReport(index.was_rebuilt, len(found), lost, partials, leftovers)
 
 
@@ -131,13 +131,16 @@ def _make_row(store: FileBlobStore, blob: BlobDigest, stamp: FileStamp) -> BlobR
     )
 
 
-def _iter_leftovers(root: Path, tree_root: Path) -> Iterator[Path]:
-    """Iterate over the temporary names in a store's root and in its hub tree."""
+def _iter_leftovers(root: Path, tree_roots: Sequence[Path]) -> Iterator[Path]:
+    """Iterate over the temporary names in a store's root and in its trees."""
     with os.scandir(root) as entries:
         names = [entry.name for entry in entries if _LEFTOVER.fullmatch(entry.name)]
     yield from (root / name for name in names)
-    for folder, _, files in os.walk(tree_root):
-        yield from (Path(folder, name) for name in files if _LEFTOVER.fullmatch(name))
+    for tree_root in tree_roots:
+        for folder, folders, files in os.walk(tree_root):
+            # A link to a folder is listed as a folder, and a link is what may be left here.
+            names = [*files, *folders]
+            yield from (Path(folder, name) for name in names if _LEFTOVER.fullmatch(name))
 
 
 def _try_remove(path: Path) -> bool:

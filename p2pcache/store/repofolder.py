@@ -4,7 +4,7 @@ Owns the inside of one repository's folder in the hub tree, as far as taking thi
 Knows nothing of the index; it is told which commits are known, and where the store has a blob.
 Invariants: what a program put here itself stays; a folder goes only when it is empty; whoever
 calls holds the tree's lock.
-Source: huggingface_hub's cache layout; docs/reference/store-layout.md (hub tree).
+Source: cache layouts of huggingface_hub and modelscope; docs/reference/store-layout.md (hub tree).
 """
 
 from __future__ import annotations
@@ -31,8 +31,13 @@ _TEMPORARY = re.compile(
 _WRITE_BITS = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 
 
+def revision_link(revision: str, commit: str) -> str:
+    """Return what `snapshots/<revision>` holds as a link to `snapshots/<commit>`."""
+    return "../" * revision.count("/") + commit
+
+
 class RepoFolder:
-    """One `models--org--name`."""
+    """One `models--org--name`, or ModelScope's `models/org--name`."""
 
     def __init__(self, path: Path, path_of: PathOf) -> None:
         """
@@ -51,7 +56,7 @@ class RepoFolder:
         """
         ours, has_foreign = self._list_links(commit)
         if not has_foreign:
-            for path in self._find_refs(commit):
+            for path in [*self._find_refs(commit), *self._find_names(commit)]:
                 path.unlink(missing_ok=True)
         for link, _ in ours:
             link.unlink(missing_ok=True)
@@ -87,7 +92,7 @@ class RepoFolder:
                 strangers.append(commit)
                 needed |= self._list_foreign(commit)
         listings = [path for path in self._iter_files("trees") if path.suffix == ".json"]
-        named = [*((path, path.stem) for path in listings), *self._iter_refs()]
+        named = [*((path, path.stem) for path in listings), *self._iter_refs(), *self._iter_names()]
         for path, commit in named:
             if is_commit(commit) and commit not in known and commit not in strangers:
                 yield path, "its snapshot is not here"
@@ -155,6 +160,20 @@ class RepoFolder:
                 commit = path.read_text().strip()
                 if is_commit(commit):
                     yield path, commit
+
+    def _iter_names(self) -> Iterator[tuple[Path, str]]:
+        """Iterate over (link, commit) of the revisions that lead to a snapshot by their name."""
+        snapshots = self.path / "snapshots"
+        for path in self._iter_files("snapshots"):
+            with contextlib.suppress(OSError):
+                target = os.readlink(path)
+                commit = os.path.basename(target)
+                name = str(path.relative_to(snapshots))
+                if is_commit(commit) and target == revision_link(name, commit):
+                    yield path, commit
+
+    def _find_names(self, commit: str) -> list[Path]:
+        return [path for path, target in self._iter_names() if target == commit]
 
     def _find_refs(self, commit: str) -> list[Path]:
         return [path for path, target in self._iter_refs() if target == commit]

@@ -101,3 +101,18 @@ def m003_space(db: Database) -> None:
         "CREATE TABLE watched (path TEXT PRIMARY KEY, added_wall_s REAL NOT NULL, "
         "is_public INTEGER NOT NULL) WITHOUT ROWID, STRICT"
     )
+
+
+@migrations()
+def m004_weights(db: Database) -> None:
+    """What the heads of weight files say; what residency needs of blobs, without their tables."""
+    # `format` is NULL for a file whose head is not what its name says.
+    db.execute(
+        "CREATE TABLE weights (digest TEXT PRIMARY KEY, format TEXT, tensors INTEGER NOT NULL, "
+        "tensor_bytes INTEGER NOT NULL, largest_tensor_bytes INTEGER NOT NULL, "
+        "params TEXT NOT NULL, shapes TEXT NOT NULL) STRICT"
+    )
+    # A blob's row has its chunk table in the middle, 32 bytes for each 4 MiB: whatever lies behind
+    # it is read through all of its pages.
+    db.execute("CREATE INDEX blobs_proven ON blobs (digest, is_proven, is_public, verified_wall_s)")
+    db.execute("CREATE INDEX blobs_taken ON blobs (is_adopted, size_bytes)")

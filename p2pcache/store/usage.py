@@ -117,10 +117,11 @@ def find_unshared(
     own: Counter[tuple[int, int]] = Counter()
     alone = set()
     try:
-        for link in tree.root.glob("*--*/blobs/*"):
-            with contextlib.suppress(FileNotFoundError):
-                status = link.lstat()
-                own[status.st_dev, status.st_ino] += 1
+        for repo in tree.folders.iter_repos():
+            for link in (tree.repo_path(repo) / "blobs").glob("*"):
+                with contextlib.suppress(FileNotFoundError):
+                    status = link.lstat()
+                    own[status.st_dev, status.st_ino] += 1
         for blob in blobs:
             with contextlib.suppress(FileNotFoundError):
                 status = store.path_of(blob).lstat()

@@ -30,11 +30,15 @@ from p2pcache.core.verify import verify_chunk
 from p2pcache.errors import UpstreamProtocolError, UpstreamUnreachableError
 from p2pcache.transfer.base import ChunkSink
 from p2pcache.transfer.buffers import thread_buffer
-from p2pcache.transfer.connection import BodyError, ConnectionPool, Exchange, Line
+from p2pcache.transfer.connection import PIECE_BYTES, BodyError, ConnectionPool, Exchange, Line
 
 # What a crash or a cancelled run costs on a slow line, for each connection: the start of a chunk
 # is kept this often. A fast line finishes a chunk sooner, and pays nothing for it.
 PREFIX_INTERVAL_S = 0.05
+
+# Some hubs send a file that lives in git whole, whatever range was asked for. Such files are small:
+# reading up to the range costs less than not having the file. Larger ones are never kept in git.
+SKIPPED_BYTES_MAX = 64 * 1024 * 1024
 
 # Told of the status and the headers of what the hub itself answers, for its words on limits.
 AnswerListener = Callable[[int, Mapping[str, str]], None]
@@ -83,7 +87,8 @@ class UpstreamSource:
         first_length = layout.length_of(run.first)
         resumed = sink.resume(run.first, thread_buffer()[:first_length])
         try:
-            exchange = self._open(offset + resumed, length - resumed, layout.size_bytes)
+            start = offset + resumed
+            exchange = self._open(start, length - resumed, layout.size_bytes, may_skip=True)
         except BodyError as error:
             raise UpstreamUnreachableError(
                 f"The hub does not answer for {self._location.what} ({error}); "
@@ -163,7 +168,7 @@ class UpstreamSource:
         )
         sink.deliver(chunk)
 
-    def _open(self, start: int, length: int, total: int) -> Exchange:
+    def _open(self, start: int, length: int, total: int, *, may_skip: bool = False) -> Exchange:
         """Ask for bytes start..start+length-1; a signed address that expired is renewed once."""
         with self._signed.lock:
             signed_url = self._signed.url
@@ -173,7 +178,7 @@ class UpstreamSource:
                 return exchange
             with self._signed.lock:
                 self._signed.url = None
-        return self._open_at_hub(start, length, total)
+        return self._open_at_hub(start, length, total, may_skip=may_skip)
 
     def _try_signed(self, signed_url: str, start: int, length: int, total: int) -> Exchange | None:
         """Use the address that worked before; None when it does not any more, for any reason."""
@@ -186,7 +191,7 @@ class UpstreamSource:
         exchange.fail()
         return None
 
-    def _open_at_hub(self, start: int, length: int, total: int) -> Exchange:
+    def _open_at_hub(self, start: int, length: int, total: int, *, may_skip: bool) -> Exchange:
         location = self._location
         url = location.resolve_url
         may_send_token = origin_of(url) == origin_of(location.hub_url)
@@ -212,8 +217,15 @@ class UpstreamSource:
             if not may_send_token:
                 with self._signed.lock:
                     self._signed.url = url
-            return self._check_head(exchange, start, length, total)
+            return self._check_head(exchange, start, length, total, may_skip=may_skip)
         raise UpstreamProtocolError(f"The hub redirects {location.what} in a circle.")
+
+    @staticmethod
+    def _skip(exchange: Exchange, count: int) -> None:
+        """Read past bytes that were not asked for, without a buffer that anybody else uses."""
+        piece = memoryview(bytearray(min(count, PIECE_BYTES)))
+        while count:
+            count -= exchange.read_some(piece[: min(count, len(piece))])
 
     @staticmethod
     def _range(start: int, length: int, total: int) -> dict[str, str]:
@@ -222,9 +234,13 @@ class UpstreamSource:
             headers["Range"] = f"bytes={start}-{start + length - 1}"
         return headers
 
-    def _check_head(self, exchange: Exchange, start: int, length: int, total: int) -> Exchange:
-        """Insist on exactly the range, or on the whole file when we start at its first byte."""
+    def _check_head(
+        self, exchange: Exchange, start: int, length: int, total: int, *, may_skip: bool = False
+    ) -> Exchange:
+        """Insist on exactly the range, or on the whole file, of which what comes before is read."""
         response = exchange.response
+        is_whole = response.status == HTTPStatus.OK and response.length in (total, None)
+        is_small = may_skip and response.length == total <= SKIPPED_BYTES_MAX
         try:
             if response.headers.get("Content-Encoding", "identity") != "identity":
                 raise UpstreamProtocolError(f"The hub compressed {self._location.what}; refused.")
@@ -235,12 +251,14 @@ class UpstreamSource:
                         f"The hub sent bytes {got.start}-{got.end}/{got.total} of "
                         f"{self._location.what} instead of {start}-{start + length - 1}/{total}."
                     )
-            elif start != 0 or response.length not in (total, None):
+            elif start != 0 and is_whole and is_small:
+                self._skip(exchange, start)
+            elif start != 0 or not is_whole:
                 raise UpstreamProtocolError(
                     f"The hub sent {response.length} bytes of {self._location.what} from its "
                     f"start instead of {length} from {start}."
                 )
-        except UpstreamProtocolError:
+        except (*BodyError, UpstreamProtocolError):
             exchange.fail()
             raise
         return exchange

@@ -30,7 +30,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in _VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("p2pcache.client.client.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("p2pcache.client.waiting.time.sleep", lambda seconds: None)
 
 
 @pytest.fixture

@@ -85,6 +85,23 @@ def test_pull_with_token_in_environment_sends_it_unseen(
     assert all("hf_secret" not in str(seen.headers) + seen.path for seen in daemon.requests)
 
 
+@pytest.mark.parametrize(
+    ("ref", "token"),
+    [("ms:org/name", "ms_secret"), ("org/name", "hf_secret"), ("hf:org/name@v1", "hf_secret")],
+)
+def test_pull_takes_from_the_environment_what_is_meant_for_the_hub(
+    run: RunCommand, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, ref: str, token: str
+) -> None:
+    """A token of one hub is not shown to another."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("MODELSCOPE_API_TOKEN", "ms_secret")
+    run("pull", ref)
+    assert daemon.requests[0].body["token"] == token
+    monkeypatch.delenv("MODELSCOPE_API_TOKEN")
+    run("pull", "ms:org/name")
+    assert "token" not in [r for r in daemon.requests if r.method == "POST"][-1].body
+
+
 def test_pull_with_bad_token_does_not_show_it(run: RunCommand, daemon: FakeDaemon) -> None:
     """A token that no header can carry is refused before anything is sent, and not repeated."""
     result = run("pull", "org/name", "--token", "hf_secret\n")
@@ -109,7 +126,7 @@ def test_pull_detached_prints_id(run: RunCommand, daemon: FakeDaemon) -> None:
     """Nothing is waited for."""
     result = run("pull", "org/name", "--detach")
     assert (result.exit_code, result.stdout) == (0, "d1\n")
-    assert result.stderr == "p2pcache status org/name@main shows how far it is.\n"
+    assert result.stderr == "p2pcache jobs d1 shows how far it is.\n"
     assert daemon.paths("GET") == []
     result = run("pull", "org/name", "--detach", "--json")
     assert json.loads(result.stdout) == {"id": "d1", "state": "queued"}
@@ -163,7 +180,7 @@ def test_pull_interrupted_cancels_and_keeps(
     def interrupt(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("p2pcache.client.client.time.sleep", interrupt)
+    monkeypatch.setattr("p2pcache.client.waiting.time.sleep", interrupt)
     result = run("pull", "org/name")
     assert result.exit_code == 130
     assert daemon.paths("DELETE") == ["/downloads/d1"]
@@ -185,7 +202,7 @@ def test_pull_interrupted_without_daemon_says_so(
         daemon.stop()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("p2pcache.client.client.time.sleep", interrupt)
+    monkeypatch.setattr("p2pcache.client.waiting.time.sleep", interrupt)
     result = run("pull", "org/name")
     assert result.exit_code == 130
     assert "cancelling failed (No daemon answers" in result.stderr
@@ -217,7 +234,7 @@ def test_pull_of_vanished_daemon_exits_14_with_next_step(
     run: RunCommand, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who waits learns that the daemon is gone, that nothing is lost, and what to do."""
-    monkeypatch.setattr("p2pcache.client.client.time.sleep", lambda seconds: daemon.stop())
+    monkeypatch.setattr("p2pcache.client.waiting.time.sleep", lambda seconds: daemon.stop())
     result = run("pull", "org/name")
     assert result.exit_code == 14
     assert "went away during the download" in result.stderr

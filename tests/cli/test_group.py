@@ -33,8 +33,8 @@ def iter_error_classes(base: type[P2PCacheError]) -> Iterator[type[P2PCacheError
 def test_group_has_commands_of_this_release() -> None:
     """What is not built is not offered."""
     names = [
-        "check", "env", "export", "gc", "import", "import-bundle", "ls", "peers", "pin", "pull",
-        "rm", "status", "storage", "unpin", "up",
+        "check", "env", "exec", "export", "gc", "import", "import-bundle", "jobs", "ls", "peers",
+        "pin", "pull", "rm", "status", "storage", "unpin", "up", "versions", "wait",
     ]  # fmt: skip
     assert names == COMMANDS
 
@@ -59,9 +59,9 @@ def test_group_help_lists_commands_in_order() -> None:
     """The order in which people meet them, not the alphabet's."""
     result = CliRunner().invoke(p2pcache, ["--help"], prog_name="p2pcache")
     _, _, listing = result.output.partition("Commands:\n")
-    assert [line.split()[0] for line in listing.splitlines()[:15]] == [
-        "up", "pull", "pin", "unpin", "ls", "status", "peers", "storage", "gc", "rm", "check",
-        "import", "export", "import-bundle", "env",
+    assert [line.split()[0] for line in listing.splitlines()[:19]] == [
+        "up", "pull", "pin", "unpin", "wait", "exec", "jobs", "ls", "versions", "status", "peers",
+        "storage", "gc", "rm", "check", "import", "export", "import-bundle", "env",
     ]  # fmt: skip
 
 

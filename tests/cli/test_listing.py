@@ -281,6 +281,50 @@ def test_status_of_resident_model_shows_path(run: RunCommand, daemon: FakeDaemon
     ]
 
 
+def test_status_shows_weights_and_who_has_them(run: RunCommand, daemon: FakeDaemon) -> None:
+    """What the heads say, what each rank takes, what a pull would evict, and what peers have."""
+    weights = {
+        "format": "safetensors",
+        "files": 2,
+        "bytes": 16_000_000_000,
+        "params": {"BF16": 8_000_000_000},
+        "tensors": 291,
+        "largest_tensor_bytes": 1_000_000_000,
+        "per_rank_bytes": {"tp=2": 8_000_000_000},
+    }
+    more = {
+        "weights": weights,
+        "memory_floor_bytes": 21_347_483_648,
+        "memory_floor_per_rank_bytes": {"tp=2": 11_747_483_648},
+        "peers": [{"name": "lab-3", "bytes_local": 500, "eta_s": {"p50": None, "p95": None}}],
+        "would_evict": [{"what": "snapshot", "name": "org/old@1", "bytes": 2_000_000_000}],
+        "fits_disk": True,
+    }
+    daemon.say("GET", "/residency/org%2Fname%40main?tp=2&scope=cluster", RESIDENCY | more)
+    result = run("status", "org/name", "--cluster", "--tp", "2")
+    assert result.stdout.splitlines()[-9:] == [
+        "weights         16.0 GB in 291 tensors, 2 safetensors files",
+        "parameters      8,000,000,000 BF16",
+        "largest tensor  1.0 GB",
+        "memory floor    21.3 GB",
+        "each of tp=2    8.0 GB, memory floor 11.7 GB",
+        "",
+        "Peers:",
+        "NAME   HAS    TIME LEFT",
+        "lab-3  500 B  not known; no rate was measured yet",
+    ]
+    assert "A pull would evict 2.0 GB for it: org/old@1." in result.stderr
+    daemon.say("GET", "/residency/org%2Fname%40main", RESIDENCY | {"weights": None})
+    assert "--ask-hub reads their heads" in run("status", "org/name").stdout
+
+
+def test_status_options_about_a_model_need_one(run: RunCommand, daemon: FakeDaemon) -> None:
+    """Else they would be passed over in silence."""
+    result = run("status", "--cluster")
+    assert result.exit_code == 2
+    assert "name it" in result.stderr
+
+
 def test_status_of_corrupt_model_says_how_it_is_mended(run: RunCommand, daemon: FakeDaemon) -> None:
     """The state, and the next step."""
     daemon.say("GET", "/residency/org%2Fname%40main", RESIDENCY | {"state": "corrupt"})
@@ -355,6 +399,7 @@ def test_env_prints_what_a_shell_can_evaluate(
     result = run("env")
     assert result.stdout.splitlines() == [
         f"export HF_ENDPOINT={daemon.url}",
+        f"export MODELSCOPE_ENDPOINT={daemon.url}",
         "export NO_PROXY='10.0.0.0/8,$(touch x),127.0.0.1,localhost'",
         "export no_proxy='10.0.0.0/8,$(touch x),127.0.0.1,localhost'",
     ]
@@ -385,6 +430,7 @@ def test_env_offline_without_named_store_asks_daemon(
     assert json.loads(run(*arguments).stdout) == {
         "HF_HUB_CACHE": "/data/p2pcache/hub",
         "HF_HUB_OFFLINE": "1",
+        "MODELSCOPE_CACHE": "/data/p2pcache/modelscope",
     }
     daemon.stop()
     default = str(tmp_path / "cache" / "p2pcache" / "hub")

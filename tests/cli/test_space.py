@@ -78,6 +78,7 @@ def test_storage_prints_what_is_taken_and_what_may_be(run: RunCommand, daemon: F
         "adopted     0 B\n"
         "pinned      90.0 MB\n"
         "evictable   33.5 MB\n"
+        "reserved    -\n"
         "disk free   1.0 TB\n"
         "stays free  67.1 MB\n"
         "disk total  2.0 TB\n"

@@ -148,7 +148,7 @@ def test_up_on_locked_store_exits_13(stand_in: StandInDaemon) -> None:
     assert result.stderr == "error: Another daemon runs on the store; stop it.\n"
 
 
-@pytest.mark.parametrize("flag", ["--ms-upstream"])
+@pytest.mark.parametrize("flag", ["--cluster-key-file"])
 def test_up_with_flag_that_is_not_built_exits_2(flag: str) -> None:
     """What the design names for later is not offered yet."""
     assert run_up(flag, "1").exit_code == 2

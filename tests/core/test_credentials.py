@@ -100,3 +100,19 @@ def test_credentials_any_header_is_read_or_refused(header: str) -> None:
 def test_credentials_anonymous_says_so() -> None:
     """The shared anonymous caller has a readable form."""
     assert repr(ANONYMOUS) == "<Credentials anonymous>"
+
+
+@pytest.mark.parametrize(
+    ("token", "cookie"),
+    [(TOKEN, f"m_session_id={TOKEN}"), ("a;b", None), ('a"b', None), ("a b", None), ("a,b", None)],
+)
+def test_credentials_cookie_holds_the_token_or_is_left_out(token: str, cookie: str | None) -> None:
+    """A hub that looks at a cookie finds it there, unless it would end the cookie early."""
+    shown = Credentials(token).headers(cookie="m_session_id")
+    assert shown["Authorization"] == f"Bearer {token}"
+    assert shown.get("Cookie") == cookie
+
+
+def test_credentials_of_nobody_make_no_cookie() -> None:
+    """Anonymous is anonymous."""
+    assert ANONYMOUS.headers(cookie="m_session_id") == {}

@@ -8,10 +8,11 @@ Source: core/pacing.py.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from p2pcache.core.pacing import DISORDER_S_MAX, TokenBucket
@@ -50,6 +51,7 @@ def release(askings: list[tuple[float, float]], bucket: TokenBucket) -> list[tup
 
 
 @given(RATES, BURSTS, ASKINGS)
+@example(320_788_214.0, 0.0, [(64.0, 0.0), (0.0, 0.25)])
 def test_no_stretch_of_time_has_more_than_rate_and_burst(
     rate: float, burst: float, askings: list[tuple[float, float]]
 ) -> None:
@@ -62,7 +64,9 @@ def test_no_stretch_of_time_has_more_than_rate_and_burst(
             allowed = rate * (at_s - released[first][0]) + burst
             # The first of a stretch may have waited for all of itself before it.
             own = released[first][1]
-            assert moved <= allowed + own + ROUNDING * (1 + moved)
+            # Both times are sums that were rounded twice; at a high rate that is worth something.
+            clock = rate * 2 * math.ulp(at_s)
+            assert moved <= allowed + own + clock + ROUNDING * (1 + moved)
     # From the start on, nothing waited for free.
     total = sum(amount for _, amount in released)
     assert total <= rate * released[-1][0] + burst + ROUNDING * (1 + total)

@@ -204,6 +204,8 @@ def test_repository_unknown_hub_or_kind_is_refused(hub: str, kind: str) -> None:
         ("datasets/org/name", RepoId("hf", "datasets", "org/name"), "main"),
         ("hf:spaces/org/name@x", RepoId("hf", "spaces", "org/name"), "x"),
         ("datasets/squad", RepoId("hf", "datasets", "squad"), "main"),
+        ("ms:org/name", RepoId("ms", "models", "org/name"), "master"),
+        ("ms:datasets/org/name@v1", RepoId("ms", "datasets", "org/name"), "v1"),
     ],
 )
 def test_reference_form_is_read(text: str, repo: RepoId, revision: str) -> None:
@@ -214,7 +216,19 @@ def test_reference_form_is_read(text: str, repo: RepoId, revision: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "@", "org/name@", ":org/name", "xx:org/name", "a/b/c", "org/name@../x", "org/"]
+    "text",
+    [
+        "",
+        "@",
+        "org/name@",
+        ":org/name",
+        "xx:org/name",
+        "a/b/c",
+        "org/name@../x",
+        "org/",
+        "ms:name",
+        "ms:spaces/org/name",
+    ],
 )
 def test_reference_malformed_text_is_refused(text: str) -> None:
     """Each part is checked."""

@@ -143,6 +143,28 @@ def test_snapshot_order_for_fetching_is_small_first_and_each_blob_once() -> None
     assert [entry.path for entry in ordered[:2]] == ["a", "b"]
 
 
+def test_snapshot_order_for_fetching_is_metadata_first_whatever_its_size() -> None:
+    """A large tokenizer and an index come before small weights; what is both comes early."""
+    names = [
+        ("model-00001-of-00002.safetensors", 900),
+        ("onnx/tiny.ONNX", 3),
+        ("tokenizer.json", 17_000_000),
+        ("model.safetensors.index.json", 40_000),
+        ("config.json", 600),
+        ("archive", 70_000_000),
+    ]
+    entries = [make_entry(path, size, number=n) for n, (path, size) in enumerate(names)]
+    entries.append(make_entry("weights.bin", 600, number=4))  # the same bytes as config.json
+    assert [entry.path for entry in order_for_fetching(entries)] == [
+        "config.json",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "archive",
+        "onnx/tiny.ONNX",
+        "model-00001-of-00002.safetensors",
+    ]
+
+
 def test_snapshot_entry_layout_follows_its_size() -> None:
     """The chunk boundaries of a file are known from its listing."""
     assert make_entry("a", 5).layout.size_bytes == 5

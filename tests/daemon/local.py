@@ -66,7 +66,7 @@ class Served:
         self.local, self.peer = show_address(local), show_address(peer)
         app, self.management = make_local_app(self.engine.cache, self.engine.downloads, local)
         await serve(app, local, self.stack)
-        await serve(make_peer_app(self.engine.cache), peer, self.stack)
+        await serve(make_peer_app(self.engine.cache, self.engine.downloads), peer, self.stack)
         self.engine.cache.swarm.port = peer.getsockname()[1]
         self.session = await self.stack.enter_async_context(
             aiohttp.ClientSession(auto_decompress=False)

@@ -24,7 +24,16 @@ from p2pcache.core.verify import digest_of
 from p2pcache.daemon import app, peer_api
 from tests.daemon.conftest import Serve
 from tests.daemon.local import Served
-from tests.engine.conftest import CHUNK_BYTES, FILES, GATED, PRIVATE, REPO, TOKEN, WEIGHTS
+from tests.engine.conftest import (
+    CHUNK_BYTES,
+    FILES,
+    GATED,
+    PRIVATE,
+    REPO,
+    TOKEN,
+    WEIGHTS,
+    MakeCache,
+)
 from tests.engine.engine import Engine, eventually
 from tests.engine.fakepeer import sha256_name
 from tests.hub import Hub
@@ -226,6 +235,26 @@ async def test_snapshot_is_the_list_of_files(stocked: Served, revision: str) -> 
     reply = await stocked.ask(f"/v1/snapshots/hf/{quote(REPO, safe='')}/{name}", peer=True)
     assert snapshot_from_json(reply.json) == snapshot
     assert (await stocked.ask(f"/v1/snapshots/hf/{REPO}/{name}", peer=True)).status == 200
+
+
+@pytest.mark.parametrize("trust_peers", [False, True])
+async def test_hub_is_asked_for_a_peer_only_among_those_that_trust_each_other(
+    make_cache: MakeCache, serve: Serve, hub: Hub, *, trust_peers: bool
+) -> None:
+    """A neighbour may have us ask about what is public, and hears since when; nobody else may."""
+    served = await serve(await make_cache("asked", trust_peers=trust_peers))
+    path = f"/v1/snapshots/hf/{quote(REPO, safe='')}/main"
+    assert (await served.ask(path, peer=True)).status == 404
+    for _ in range(2):
+        reply = await served.ask(f"{path}?ask=1", peer=True)
+        assert reply.status == (200 if trust_peers else 404)
+    assert hub.stats.count_requests(route="revision") == trust_peers
+    if trust_peers:
+        assert 0 <= reply.json["age_ms"] < 60_000
+        assert {entry.path for entry in snapshot_from_json(reply.json).files} == set(FILES)
+    for hidden in (PRIVATE, GATED):
+        hidden_path = f"/v1/snapshots/hf/{quote(hidden, safe='')}/main?ask=1"
+        assert (await served.ask(hidden_path, peer=True)).status == 404
 
 
 async def test_restricted_content_is_not_there(stocked: Served) -> None:

@@ -33,7 +33,7 @@ COMMIT = "0" * 40
 STORAGE_FIELDS = {
     "store", "blobs", "blobs_bytes", "partial_bytes", "disk_total", "disk_free", "quota",
     "free_floor", "own_bytes", "logical_bytes", "physical_bytes", "saved_bytes", "adopted_bytes",
-    "pinned_bytes", "evictable_bytes",
+    "pinned_bytes", "evictable_bytes", "reserved_bytes", "warnings",
 }  # fmt: skip
 LEASE_FIELDS = {"id", "model", "commit", "path", "holder", "ttl_s", "expires_at"}
 
@@ -52,6 +52,7 @@ async def test_storage_tells_taken_from_allowed(make_cache: MakeCache, serve: Se
     await engine.pull(REPO)
     storage = (await served.ask(f"{BASE}/storage")).json
     assert set(storage) == STORAGE_FIELDS
+    assert (storage["reserved_bytes"], storage["warnings"]) == (0, [])
     assert (storage["quota"], storage["free_floor"]) == (10**9, 1000)
     assert (storage["blobs"], storage["blobs_bytes"]) == (len(FILES), MODEL_BYTES)
     assert storage["logical_bytes"] == storage["physical_bytes"] == MODEL_BYTES

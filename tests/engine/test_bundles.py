@@ -133,7 +133,9 @@ async def test_export_of_what_is_not_here_says_to_pull(engine: Engine) -> None:
     with pytest.raises(NotFoundError, match="p2pcache pull org/model"):
         await export_archive(engine, REPO)
     await engine.pull(REPO, include=("config.json",))
-    with pytest.raises(NotFoundError, match=r"missing; pull it first: p2pcache pull org/model"):
+    with pytest.raises(
+        NotFoundError, match=r"missing; pull all of it first: p2pcache pull org/model"
+    ):
         await export_archive(engine, REPO)
     await engine.pull(REPO)
     engine.context.store.path_of(BLOB).unlink()

@@ -11,7 +11,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -272,3 +274,26 @@ async def test_fetch_that_is_stopped_while_its_file_opens_leaves_nothing_open(
     may_go_on.set()
     await eventually(lambda: engine.cache.fetches.find(entry.digest) is None, "the fetch stops")
     assert [name for name in list_open_files(engine.root) if "/partial/" in name] == []
+
+
+async def test_fetch_cancelled_while_its_file_gets_its_name_is_known_and_not_fetched_again(
+    engine: Engine, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody may leave at that moment; the next one finds the file."""
+    store, leave = engine.context.store, asyncio.get_running_loop().call_soon_threadsafe
+    publish = store.publish
+    active = await engine.start_fetch(REPO, NAME)
+
+    def publish_and_leave(*arguments: Any, **options: Any) -> Any:
+        stamp = publish(*arguments, **options)
+        leave(active.stop)
+        time.sleep(0.05)  # until the loop has cancelled it
+        return stamp
+
+    monkeypatch.setattr(store, "publish", publish_and_leave)
+    with pytest.raises(NoSourceError):
+        await active.result()
+    before = hub.stats.path_bytes[KEY]
+    assert before == len(WEIGHTS)
+    assert await engine.read(REPO, NAME) == WEIGHTS
+    assert hub.stats.path_bytes[KEY] == before

@@ -308,6 +308,7 @@ async def test_three_cold_daemons_ask_for_one_head(make_cache: MakeCache, hub: H
     assert hub.stats.path_bytes[KEY] <= len(BASE) + 3 * CHUNK_BYTES
 
 
+@pytest.mark.alone
 async def test_owner_that_stays_silent_is_waited_for_a_bounded_time(
     engine: Engine, hub: Hub, make_peer: MakePeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

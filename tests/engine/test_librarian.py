@@ -9,16 +9,22 @@ Source: engine/librarian.py; design.md §5 step ③ and §7.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import itertools
+from dataclasses import replace
 from urllib.parse import quote
 
 import pytest
 
 from p2pcache.clock import ManualClock
 from p2pcache.core.credentials import Credentials
+from p2pcache.core.digest import BlobDigest
 from p2pcache.core.messages import snapshot_to_json
 from p2pcache.core.refs import ModelReference, RepoId, SnapshotId
+from p2pcache.core.rendezvous import find_owner
 from p2pcache.core.snapshot import Snapshot
 from p2pcache.engine.librarian import Resolved
+from p2pcache.engine.refusals import REFUSAL_TTL_S
 from p2pcache.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
@@ -135,23 +141,31 @@ async def test_pinned_commit_that_is_cached_asks_nobody(
         (PRIVATE, RepositoryNotFoundError),
     ],
 )
-async def test_refusal_is_asked_again_each_time(
-    engine: Engine, hub: Hub, reference: str, error: type[Exception]
+async def test_refusal_stands_for_seconds(
+    engine: Engine, hub: Hub, clock: ManualClock, reference: str, error: type[Exception]
 ) -> None:
-    """What the hub does not know may appear at any moment: a no is not kept."""
+    """What the hub does not know may appear at any moment: a no is kept for two seconds."""
     for count in (1, 2):
-        with pytest.raises(error):
-            await resolve(engine, reference)
+        for _ in range(3):
+            with pytest.raises(error):
+                await resolve(engine, reference)
         assert hub.stats.count_requests(route="revision") == count
+        clock.advance(REFUSAL_TTL_S)
     assert await engine.cache.librarian.find_cached(ModelReference.parse(reference)) is None
 
 
-async def test_repository_that_appears_is_found_at_once(engine: Engine, hub: Hub) -> None:
-    """A repository made a moment after the refusal is there at the next question."""
+async def test_repository_that_appears_is_found_by_others_at_once(
+    engine: Engine, hub: Hub, clock: ManualClock
+) -> None:
+    """A refusal is its caller's alone: another one finds what was made a moment later."""
     with pytest.raises(RepositoryNotFoundError):
         await resolve(engine, "org/late")
     hub.add(Repository("org/late", {"a.txt": b"a"}))
-    assert (await resolve(engine, "org/late")).snapshot.files
+    with pytest.raises(RepositoryNotFoundError):
+        await resolve(engine, "org/late")
+    assert (await resolve(engine, "org/late", TOKEN)).snapshot.files
+    hub.add(Repository("org/later", {"a.txt": b"a"}))
+    assert (await resolve(engine, "org/later")).snapshot.files
 
 
 async def test_hub_that_was_silent_is_left_alone_for_a_while(
@@ -239,17 +253,81 @@ async def test_untrusted_peer_is_never_asked_and_the_error_says_how_to(
     assert peer.asked == []
 
 
-async def test_trusted_peer_is_not_asked_while_the_hub_answers(
-    make_cache: MakeCache, make_peer: MakePeer
+async def test_trusted_peer_that_cannot_say_since_when_is_a_last_resort(
+    make_cache: MakeCache, make_peer: MakePeer, hub: Hub
 ) -> None:
-    """The hub comes first, and its no is final."""
-    peer = await make_peer()
+    """While the hub answers, an old word of a peer is passed over, and the hub's no is final."""
+    knowing = await make_cache("knowing")
+    snapshot = (await resolve(knowing, REPO)).snapshot
+    peers = [await make_peer(number=number) for number in range(1, 9)]
     engine = await make_cache("b", trust_peers=True)
-    await engine.meet(peer.address)
-    assert not (await resolve(engine, REPO)).is_stale
+    for peer in peers:
+        await engine.meet(peer.address)
+        message = snapshot_to_json(snapshot)
+        await give_snapshot(peer, snapshot, "main")
+        peer.documents[snapshot_path(REPO, "main") + "?ask=1"] = message | {"age_ms": 60_000}
+    hub.stats.reset()
+    resolved = await resolve(engine, REPO)
+    assert (resolved.is_stale, resolved.row.is_confirmed) == (False, True)
+    assert hub.stats.count_requests(route="revision") == 1
     with pytest.raises(RepositoryNotFoundError):
         await resolve(engine, "org/none")
-    assert peer.asked == []
+
+
+async def test_trusted_owner_is_asked_in_place_of_the_hub(
+    make_cache: MakeCache, hub: Hub, clock: ManualClock
+) -> None:
+    """Engines that trust each other ask the hub once, each time that a branch's answer ran out."""
+    engines = [await make_cache(f"e{number}", trust_peers=True, clock=clock) for number in range(4)]
+    for engine in engines:
+        await engine.listen()
+    for one in engines:
+        for other in engines:
+            if one is not other:
+                await one.meet(other.address)
+    for round_count in (1, 2):
+        said = await asyncio.gather(*(resolve(engine, REPO) for engine in engines))
+        assert len({resolved.snapshot.id for resolved in said}) == 1
+        assert not any(resolved.is_stale for resolved in said)
+        assert hub.stats.count_requests(route="revision") == round_count
+        clock.advance(TTL_S)
+    assert hub.stats.count_requests(route="tree") == 1
+    hub.stats.reset()
+    await asyncio.gather(*(resolve(engine, REPO, TOKEN) for engine in engines))
+    assert hub.stats.count_requests(route="revision") == 4  # a token's business is nobody else's
+
+
+async def test_age_of_a_peers_word_is_not_forgotten(
+    make_cache: MakeCache, make_peer: MakePeer, hub: Hub, clock: ManualClock
+) -> None:
+    """What the hub said 50 s ago stands for 10 s more, not for a minute."""
+    knowing = await make_cache("knowing")
+    snapshot = (await resolve(knowing, REPO)).snapshot
+    peers = [await make_peer(number=number) for number in range(1, 5)]
+    engine = await make_cache("b", trust_peers=True, clock=clock)
+    name = BlobDigest("sha256", hashlib.sha256(f"hf:{REPO}".encode()).hexdigest())
+    others = [peer.peer_id for peer in peers]
+    own_id = next(
+        own_id
+        for own_id in (f"{number:032x}" for number in itertools.count(100))
+        if find_owner(name, 0, [own_id, *others]) != own_id
+    )
+    engine.context.settings = replace(engine.context.settings, peer_id=own_id)
+    for peer in peers:
+        await engine.meet(peer.address)
+        message = snapshot_to_json(snapshot) | {"age_ms": 50_000}
+        peer.documents[snapshot_path(REPO, "main") + "?ask=1"] = message
+    hub.stats.reset()
+    await resolve(engine, REPO)
+    asked = [path for peer in peers for path in peer.asked if "snapshots" in path]
+    assert len(asked) == 1
+    assert hub.stats.requests_total == 0
+    clock.advance(9.9)
+    await resolve(engine, REPO)
+    assert [path for peer in peers for path in peer.asked if "snapshots" in path] == asked
+    clock.advance(0.1)
+    await resolve(engine, REPO)
+    assert len([path for peer in peers for path in peer.asked if "snapshots" in path]) == 2
 
 
 async def test_peer_that_answers_for_something_else_is_not_believed(

@@ -256,7 +256,7 @@ async def test_open_that_is_cancelled_leaves_no_descriptor(
         waiting.set()
         await asyncio.sleep(60)
 
-    for name in ("publish_to_tree", "note_public"):
+    for name in ("publish_to_tree", "is_shared"):
         target = engine.cache if name == "publish_to_tree" else engine.cache.shelf
         with monkeypatch.context() as patch:
             patch.setattr(target, name, wait)

@@ -23,7 +23,7 @@ from p2pcache.core.credentials import ANONYMOUS
 from p2pcache.core.eviction import EvictionPlan, Kind, Step, plan_eviction, plan_removal
 from p2pcache.core.refs import ModelReference, SnapshotId
 from p2pcache.core.snapshot import FileEntry, Snapshot
-from p2pcache.engine import downloads as downloads_module
+from p2pcache.engine import jobrun as jobrun_module
 from p2pcache.engine import rooms as rooms_module
 from p2pcache.engine import space as space_module
 from p2pcache.engine.downloads import FINAL_STATES, Job, JobOrder, JobState
@@ -234,7 +234,7 @@ async def test_files_that_a_job_has_not_begun_are_reserved(
     make_cache: MakeCache, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Room that no file takes yet is promised; the sentence says so."""
-    monkeypatch.setattr(downloads_module, "FILES_AT_ONCE_MAX", 1)
+    monkeypatch.setattr(jobrun_module, "FILES_AT_ONCE_MAX", 1)
     engine = await make_cache(quota_bytes=ONE_AND_A_HALF)
     await engine.find(A, "config.json")
     await engine.find(B, "config.json")

@@ -295,6 +295,7 @@ async def test_answer_without_end_is_cut_off(
     assert engine.cache.swarm.peers == {}
 
 
+@pytest.mark.alone
 async def test_round_with_a_peer_that_hangs_is_bounded(
     engine: Engine, make_peer: MakePeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,6 +309,7 @@ async def test_round_with_a_peer_that_hangs_is_bounded(
     assert time.monotonic() - began_s < 1.0
 
 
+@pytest.mark.alone
 async def test_round_without_peers_is_over_at_once(engine: Engine) -> None:
     """A machine that is alone loses no time."""
     began_s = time.monotonic()

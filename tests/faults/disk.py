@@ -118,7 +118,12 @@ class Disk:
 
     def _is_alive(self) -> bool:
         try:
-            os.listdir(self.mount_point)
+            fd = os.open(self.mount_point, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                # What is in memory can be listed on a dead one, too.
+                os.fsync(fd)
+            finally:
+                os.close(fd)
         except OSError as error:
             if error.errno != errno.EIO:
                 raise

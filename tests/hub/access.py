@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.hub.answers import (
+    DISABLED,
     INVALID_TOKEN,
     NOT_LOGGED_IN,
     RefusalError,
@@ -60,6 +61,8 @@ def open_repository(call: Call) -> Access:
         if call.token is None:
             raise RefusalError(error_answer(401, NOT_LOGGED_IN))
         raise RefusalError(error_answer(404, "Repository not found", code="RepoNotFound"))
+    if repository.repo_id in call.state.switches.disabled:
+        raise RefusalError(error_answer(403, DISABLED))
     return Access(repository, readable)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from aiohttp import web
 
 INVALID_TOKEN = "Invalid credentials in Authorization header"
+DISABLED = "Access to this resource is disabled."
 NOT_LOGGED_IN = "Invalid username or password."
 
 

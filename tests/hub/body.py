@@ -59,7 +59,9 @@ def parse_range(header: str | None, size_bytes: int) -> Span | None:
     return Span(start, stop)
 
 
-async def send_file(call: Call, file: HubFile, headers: Mapping[str, str]) -> web.StreamResponse:
+async def send_file(
+    call: Call, file: HubFile, headers: Mapping[str, str], *, honours_range: bool = True
+) -> web.StreamResponse:
     """Answer with the file or the asked part of it; `headers` hold the quoted ETag."""
     request, switches = call.request, call.state.switches
     sent = {**headers, "Accept-Ranges": "bytes"}
@@ -68,6 +70,7 @@ async def send_file(call: Call, file: HubFile, headers: Mapping[str, str]) -> we
         return web.Response(status=304, headers=headers)
     is_current = request.headers.get("If-Range", headers["ETag"]) == headers["ETag"]
     wants_range = request.method == "GET" and is_current and not switches.ignore_range
+    wants_range = wants_range and honours_range
     try:
         asked = request.headers.get("Range") if wants_range else None
         span = parse_range(asked, file.size_bytes)

@@ -43,6 +43,14 @@ class Catalog:
         self._repositories[kind, new_id] = repository
         self._moved[kind, old_id] = new_id
 
+    def remove(self, kind: Kind, repo_id: str) -> None:
+        """Forget a repository; KeyError if there is none."""
+        del self._repositories[kind, repo_id]
+
+    def set_tokens(self, tokens: Iterable[str]) -> None:
+        """Know these tokens and no others."""
+        self._tokens = set(tokens)
+
     def find(self, kind: Kind, repo_id: str) -> Repository | None:
         """Return the repository of that id."""
         return self._repositories.get((kind, repo_id))

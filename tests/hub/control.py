@@ -90,6 +90,27 @@ async def _rename(hub: Controlled, body: Mapping[str, Any]) -> object:
     return {}
 
 
+async def _delete(hub: Controlled, body: Mapping[str, Any]) -> object:
+    """Forget a repository: {repo_id, [kind]}."""
+    hub.state.catalog.remove(_kind(body), body["repo_id"])
+    return {}
+
+
+async def _set_rights(hub: Controlled, body: Mapping[str, Any]) -> object:
+    """Say who may read a repository: {repo_id, [kind], [private], [gated], [tokens]}."""
+    repository = _get_repository(hub, body)
+    repository.private = bool(body.get("private", False))
+    repository.gated = "auto" if body.get("gated", False) else False
+    repository.tokens = frozenset(body.get("tokens", ()))
+    return {}
+
+
+async def _set_tokens(hub: Controlled, body: Mapping[str, Any]) -> object:
+    """Say which tokens are somebody's: {tokens}."""
+    hub.state.catalog.set_tokens(body["tokens"])
+    return {}
+
+
 async def _listen(hub: Controlled, body: Mapping[str, Any]) -> object:
     """Open or close the listeners: {hub, cdn}."""
     await hub.set_listening(hub=bool(body.get("hub", True)), cdn=bool(body.get("cdn", True)))
@@ -125,5 +146,8 @@ ACTIONS: Mapping[str, Action] = {
     "refs": _set_ref,
     "commits": _add_commit,
     "renames": _rename,
+    "deletions": _delete,
+    "rights": _set_rights,
+    "tokens": _set_tokens,
     "listen": _listen,
 }

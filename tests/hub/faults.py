@@ -34,6 +34,10 @@ class Faults:
         extra_names: File names that listings show though no such file exists.
         small_files_by_redirect: Answer git files by 307 to /api/resolve-cache/…
         xet: Send the Xet signals, as the real hub does.
+        disabled: Repositories (`org/name`) that the hub has closed: 403 for everybody.
+        business_failure: ModelScope's routes answer 200 and say inside that they failed.
+        names_commits: ModelScope's list of commits is there.
+        listing_entries_max: Entries of ModelScope's `repo/files`; what comes after is left out.
     """
 
     routes: tuple[str, ...] = ()
@@ -61,6 +65,10 @@ class Faults:
     html_body: bool = False
     small_files_by_redirect: bool = False
     xet: bool = True
+    disabled: tuple[str, ...] = ()
+    business_failure: bool = False
+    names_commits: bool = True
+    listing_entries_max: int = 3000
 
     def is_route_hit(self, route: str) -> bool:
         """Return whether request faults apply to this kind of route."""

@@ -44,6 +44,7 @@ class HubProcess:
         prefix: Iterable[str] = (),
         host: str | None = None,
         quota_requests: int | None = None,
+        lfs_threshold_bytes: int | None = None,
     ) -> None:
         self._command = [*prefix, sys.executable, "-m", "tests.hub", "--dir", str(directory)]
         self._command += ["--port", str(port), "--cdn-port", str(cdn_port)]
@@ -55,6 +56,8 @@ class HubProcess:
             self._command += ["--page-size", str(page_size)]
         if quota_requests is not None:
             self._command += ["--quota", str(quota_requests)]
+        if lfs_threshold_bytes is not None:
+            self._command += ["--lfs-threshold", str(lfs_threshold_bytes)]
         if tls is not None:
             self._command += ["--tls", str(tls)]
         for option, values in (("--private", private), ("--gated", gated), ("--token", tokens)):
@@ -132,6 +135,18 @@ class HubProcess:
     def rename(self, repo_id: str, new_id: str, **options: object) -> None:
         """Give a repository another id; the old one redirects (option: kind)."""
         self._ask("renames", {"repo_id": repo_id, "new_id": new_id, **options})
+
+    def delete(self, repo_id: str, **options: object) -> None:
+        """Forget a repository (option: kind)."""
+        self._ask("deletions", {"repo_id": repo_id, **options})
+
+    def set_rights(self, repo_id: str, **options: object) -> None:
+        """Say who may read a repository (options: kind, private, gated, tokens)."""
+        self._ask("rights", {"repo_id": repo_id, **options})
+
+    def set_tokens(self, tokens: Iterable[str]) -> None:
+        """Say which tokens are somebody's, all of them; what they may read is set_rights()'s."""
+        self._ask("tokens", {"tokens": list(tokens)})
 
     def set_listening(self, *, hub: bool = True, cdn: bool = True) -> None:
         """Open or close the listeners; closing cuts their connections too."""

@@ -23,6 +23,8 @@ from tests.hub.catalog import Catalog
 from tests.hub.control import PREFIX, answer_control
 from tests.hub.faults import Faults, FaultState
 from tests.hub.listener import HOST, PortListener
+from tests.hub.ms_answers import answer_modelscope
+from tests.hub.ms_target import is_modelscope, parse_modelscope_target
 from tests.hub.quota import QUOTA_REQUESTS, WINDOW_S, Quota
 from tests.hub.repository import Repository
 from tests.hub.state import PAGE_SIZE, PAGE_SIZE_EXPANDED, Call, HubState
@@ -183,7 +185,11 @@ class Hub:
         """Answer on the hub listener."""
         if request.path.startswith(PREFIX):
             return await answer_control(self, request)
-        target = parse_target(request.raw_path.partition("?")[0])
+        raw_path = request.raw_path.partition("?")[0]
+        if is_modelscope(raw_path):
+            target = parse_modelscope_target(raw_path, request.query)
+            return await self._answer(request, "hub", target, answer_modelscope)
+        target = parse_target(raw_path)
         allowed = ("POST",) if target.route == "paths-info" else READ_METHODS
         answer = ANSWERS.get(target.route) if request.method in allowed else None
         return await self._answer(request, "hub", target, answer or api.answer_other)

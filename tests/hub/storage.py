@@ -22,7 +22,7 @@ from tests.hub.state import Call, HubState
 async def answer_storage(call: Call) -> web.StreamResponse:
     """Answer HEAD or GET of a signed address."""
     request, state = call.request, call.state
-    if "Authorization" in request.headers:
+    if "Authorization" in request.headers or "Cookie" in request.headers:
         return storage_error(400, "InvalidArgument", "Only one auth mechanism allowed")
     raw_path = request.raw_path.partition("?")[0]
     try:

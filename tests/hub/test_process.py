@@ -104,6 +104,24 @@ def test_process_faults_and_commits_act(process: HubProcess) -> None:
         process.faults(no_such=1)
 
 
+def test_process_rights_and_tokens_act(process: HubProcess) -> None:
+    """Who may read, who is somebody, and what is there can be changed while it runs."""
+    url = f"{process.url}{MODEL}/config.json"
+    process.set_tokens([TOKEN, "hf_put_out"])
+    process.set_rights("org/model", gated=True, tokens=[TOKEN])
+    assert read_status(url) == 401
+    assert read(url, Authorization=f"Bearer {TOKEN}") == CONFIG
+    assert read_status(url, Authorization="Bearer hf_put_out") == 403
+    process.set_tokens(["hf_put_out"])
+    assert read_status(url, Authorization=f"Bearer {TOKEN}") == 401
+    process.set_rights("org/model")
+    assert read(url) == CONFIG
+    process.delete("org/model")
+    assert read_status(url) == 401
+    with pytest.raises(ValueError, match="KeyError"):
+        process.delete("org/model")
+
+
 def test_process_same_directory_gives_same_commits(directory: Path) -> None:
     """Commits depend on content only; SIGTERM ends the process with 0."""
     shas = set()

@@ -64,6 +64,17 @@ def daemon(hub: HubProcess, make_daemon: MakeDaemon) -> DaemonProcess:
     return make_daemon("a", upstream=hub.url).start()
 
 
+@pytest.fixture(scope="module")
+def lasting_daemon(
+    repositories: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DaemonProcess]:
+    """Run a daemon that has the large file, for tests that change nothing."""
+    store = tmp_path_factory.mktemp("lasting") / "a"
+    with HubProcess(repositories) as hub, DaemonProcess(store, upstream=hub.url) as running:
+        assert ask(running, f"/{REPO}/resolve/main/model.safetensors")[2] == WEIGHTS
+        yield running
+
+
 def ask(
     daemon: DaemonProcess, path: str, method: str = "GET", **headers: str
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
@@ -231,20 +242,22 @@ def test_restricted_content_is_not_shared_with_peers(
     ],
 )
 def test_ranges_are_exact(
-    daemon: DaemonProcess, when: str, header: str, start: int, end: int
+    request: pytest.FixtureRequest, when: str, header: str, start: int, end: int
 ) -> None:
     """Every satisfiable range is a 206 with the exact bytes and Content-Range."""
     path = f"/{REPO}/resolve/main/model.safetensors"
-    if when == "warm":
-        assert ask(daemon, path)[2] == WEIGHTS
+    daemon: DaemonProcess = request.getfixturevalue(
+        "daemon" if when == "cold" else "lasting_daemon"
+    )
     status, headers, body = ask(daemon, path, Range=header)
     assert status == 206
     assert headers["Content-Range"] == f"bytes {start}-{end}/{len(WEIGHTS)}"
     assert body == WEIGHTS[start : end + 1]
 
 
-def test_range_beyond_the_end_is_416_with_the_size(daemon: DaemonProcess) -> None:
+def test_range_beyond_the_end_is_416_with_the_size(lasting_daemon: DaemonProcess) -> None:
     """A range without any byte of the file is refused, and says how long the file is."""
+    daemon = lasting_daemon
     path = f"/{REPO}/resolve/main/model.safetensors"
     status, headers, _ = ask(daemon, path, Range=f"bytes={len(WEIGHTS)}-")
     assert status == 416
@@ -356,15 +369,18 @@ def test_unreachable_hub_with_nothing_cached_is_504(hub: HubProcess, daemon: Dae
         "/api/models/%2E%2E/x",
     ],
 )
-def test_hostile_path_is_refused(daemon: DaemonProcess, path: str) -> None:
+def test_hostile_path_is_refused(lasting_daemon: DaemonProcess, path: str) -> None:
     """Traversal in any part of an address is an error of the caller, and reads nothing."""
-    status, _, body = ask(daemon, path)
+    status, _, body = ask(lasting_daemon, path)
     assert status in (400, 404), body
     assert b"root:" not in body
 
 
-def test_local_endpoint_refuses_what_a_browser_was_tricked_into(daemon: DaemonProcess) -> None:
+def test_local_endpoint_refuses_what_a_browser_was_tricked_into(
+    lasting_daemon: DaemonProcess,
+) -> None:
     """Foreign Host, foreign Origin and changes without token are refused."""
+    daemon = lasting_daemon
     local = daemon.local.removeprefix("http://")
     path = "/_p2pcache/v1/status"
     assert ask(daemon, path)[0] == 200

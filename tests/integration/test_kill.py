@@ -13,6 +13,8 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from tests.daemons import wait_until
 from tests.hub import HubProcess
 from tests.integration.conftest import MODEL, MakeDaemon, assert_same_files
@@ -27,6 +29,7 @@ def has_sent_more(hub: HubProcess, before: int) -> bool:
     return int(hub.stats()["body_bytes"]) > before
 
 
+@pytest.mark.timeout(180)  # eleven starts of a daemon: 20 s of a machine that does nothing else
 def test_pull_killed_ten_times_continues(
     models: Path, model_bytes: int, make_daemon: MakeDaemon
 ) -> None:

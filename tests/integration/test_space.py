@@ -73,11 +73,13 @@ def list_models(daemon: DaemonProcess) -> list[str]:
 
 
 def list_files(store: Path) -> dict[str, tuple[int, int]]:
-    """Return size and inode of every file of a store but for the index."""
+    """Return size and inode of every file of a store but for the index and the jobs' records."""
     return {
         str(path.relative_to(store)): (path.lstat().st_size, path.lstat().st_ino)
         for path in store.rglob("*")
-        if (path.is_file() or path.is_symlink()) and not path.name.startswith("index.sqlite")
+        if (path.is_file() or path.is_symlink())
+        and not path.name.startswith("index.sqlite")
+        and path.parent.name != "jobs"
     }
 
 

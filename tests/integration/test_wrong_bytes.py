@@ -222,9 +222,11 @@ def test_listing_with_another_size_than_the_proven_blob_is_refused(
     daemon = make_daemon("a", upstream=hub.url).start()
     assert daemon.pull(MODEL).returncode == 0
     commit = daemon.client.models()["models"][0]["commit"]
+    daemon.stop()
     index = sqlite3.connect(daemon.store / "index.sqlite")
     with index:
         index.execute("UPDATE files SET size_bytes = size_bytes + 1 WHERE path = 'vocab.txt'")
     index.close()
+    daemon.start()
     assert daemon.pull(f"{MODEL}@{commit}").returncode == 11
     assert read_body(daemon, f"/{MODEL}/resolve/main/config.json")

@@ -162,3 +162,29 @@ def test_catalogue_ref_moves(catalogue: Catalogue) -> None:
     assert catalogue.find_ref(REPO, "main") == RefRow(REPO, "main", OTHER_COMMIT, 2.0)
     assert catalogue.find_ref(SAME_NAME, "main") is None
     assert {row.revision for row in catalogue.list_refs(REPO)} == {"main", "refs/pr/1"}
+
+
+def test_catalogue_list_in_memory_follows_what_is_put_and_removed(
+    catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A list is read once, however many are kept; one that was put anew or removed is not kept."""
+    monkeypatch.setattr("p2pcache.store.catalogue.LISTED_FILES_MAX", 4)
+    other = Snapshot.of(SnapshotId(REPO, OTHER_COMMIT), [SMALL])
+    put(catalogue, is_confirmed=False)
+    put(catalogue, other)
+    for _ in range(2):
+        for snapshot in (SNAPSHOT, other):
+            row = catalogue.find_snapshot(snapshot.id)
+            assert row is not None
+            assert row.snapshot == snapshot
+    put(catalogue, Snapshot.of(ID, [SMALL]), about={"sha": COMMIT})
+    row = catalogue.find_snapshot(ID)
+    assert row is not None
+    assert (row.snapshot.files, row.is_confirmed, row.about) == ((SMALL,), True, {"sha": COMMIT})
+    again = catalogue.find_snapshot(ID)
+    assert again is not None
+    assert again.snapshot is row.snapshot
+    catalogue.remove_snapshot(ID)
+    assert catalogue.find_snapshot(ID) is None
+    put(catalogue)
+    assert catalogue.find_snapshot(ID) is not None

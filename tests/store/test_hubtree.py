@@ -357,3 +357,17 @@ def test_hubtree_foreign_folders_and_files_are_passed_over(tree: HubTree) -> Non
     (refs / ".123.new").write_text(COMMIT)
     assert list(tree.iter_commits()) == []
     assert tree.iter_refs(REPO) == []
+
+
+def test_hubtree_listing_that_another_program_changed_is_written_anew(tree: HubTree) -> None:
+    """What was written before may be gone since: removed or replaced, it returns."""
+    tree.publish_tree(SNAPSHOT)
+    path = tree.repo_path(REPO) / "trees" / f"{COMMIT}.json"
+    written = path.read_bytes()
+    path.unlink()
+    tree.publish_tree(SNAPSHOT)
+    assert path.read_bytes() == written
+    path.unlink()
+    path.write_bytes(b"{}")
+    tree.publish_tree(SNAPSHOT)
+    assert path.read_bytes() == written

@@ -347,6 +347,7 @@ def make_large_world(root: Path, blob_count: int) -> None:
     index.close()
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("blob_count", [1_000, pytest.param(100_000, marks=long_one)])
 def test_recover_of_a_hundred_thousand_chunks_is_quick(tmp_path: Path, blob_count: int) -> None:
@@ -372,6 +373,7 @@ def test_recover_of_a_hundred_thousand_chunks_is_quick(tmp_path: Path, blob_coun
     assert ended_s - started_s < 3 * START_S_MAX
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("blob_count", [1_000, pytest.param(100_000, marks=long_one)])
 def test_recover_without_an_index_of_a_hundred_thousand_chunks_is_quick(
@@ -391,6 +393,7 @@ def test_recover_without_an_index_of_a_hundred_thousand_chunks_is_quick(
     assert ended_s - started_s < 60.0
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(300)
 def test_partial_of_a_hundred_thousand_chunks_opens_quickly(tmp_path: Path) -> None:
     """A record of 100,000 durable chunks is believed without reading one of them."""

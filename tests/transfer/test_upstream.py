@@ -171,6 +171,26 @@ def test_upstream_other_bytes_than_asked_are_refused(
     fetch_failing(make_source(hub, pool), sample, UpstreamProtocolError)
 
 
+def test_upstream_hub_without_ranges_gives_a_later_part_of_a_small_file(
+    hub: RawServer, pool: ConnectionPool, sample: Sample
+) -> None:
+    """What comes before the range is read and dropped; each chunk is checked as any other."""
+    hub.answer = lambda _: Reply(body=sample.content)
+    sink = fetch(make_source(hub, pool), sample, 2, 4)
+    assert sink.order == [2, 3, 4]
+    assert hub.connection_count == 1
+
+
+def test_upstream_hub_without_ranges_breaks_off_before_the_range(
+    hub: RawServer, pool: ConnectionPool, sample: Sample
+) -> None:
+    """A body that ends in what was to be skipped is a hub that does not answer."""
+    hub.answer = lambda _: Reply(
+        200, {"Content-Length": str(len(sample.content))}, sample.content[:100], closes=True
+    )
+    fetch_failing(make_source(hub, pool), sample, UpstreamUnreachableError, 2, 4)
+
+
 def test_upstream_whole_file_of_another_size_is_refused(
     hub: RawServer, pool: ConnectionPool, sample: Sample
 ) -> None:

@@ -1,0 +1,108 @@
+"""
+Owns the tests of core.forecast and core.holdings: estimates, and what peers say of theirs.
+
+Knows nothing of clocks and peers.
+Invariants: equal inputs give equal estimates; no message makes a reader fail otherwise than told.
+Source: core/forecast.py; core/holdings.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pcache.core.digest import BlobDigest
+from p2pcache.core.forecast import Speed, forecast_running, forecast_start
+from p2pcache.core.holdings import (
+    BLOBS_PER_QUESTION_MAX,
+    Eta,
+    HoldingsAnswer,
+    HoldingsQuestion,
+    eta_to_json,
+)
+from p2pcache.errors import InputError
+
+FAST, SLOW, UNKNOWN = Speed(100.0, 50.0), Speed(10.0, 8.0), Speed()
+BLOB = BlobDigest("sha256", "ab" * 32)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+
+
+def test_rest_of_a_running_download_takes_its_bytes_at_its_rate() -> None:
+    """Nothing missing takes no time; nothing measured gives no estimate."""
+    assert forecast_running(1000, FAST) == Eta(10.0, 20.0)
+    assert forecast_running(1000, FAST.scaled(0.5)) == Eta(20.0, 40.0)
+    assert forecast_running(0, UNKNOWN) == Eta(0.0, 0.0)
+    assert forecast_running(1, UNKNOWN) is None
+    assert forecast_running(1000, Speed(100.0, 0.0)) == Eta(10.0, 10.0)
+
+
+def test_start_takes_as_long_as_its_slowest_kind_of_source() -> None:
+    """Peers and hub give at once; a kind that was never measured is taken for the slowest."""
+    assert forecast_start([(1000, FAST), (10, SLOW)]) == Eta(10.0, 20.0)
+    assert forecast_start([(1000, FAST), (1000, SLOW)]) == Eta(100.0, 125.0)
+    assert forecast_start([(1000, UNKNOWN), (0, SLOW)]) == Eta(100.0, 125.0)
+    assert forecast_start([(0, UNKNOWN), (0, UNKNOWN)]) == Eta(0.0, 0.0)
+    assert forecast_start([(1, UNKNOWN), (0, UNKNOWN)]) is None
+
+
+def test_question_and_answer_come_back_as_they_were_sent() -> None:
+    """Both forms are inverse."""
+    question = HoldingsQuestion(((BLOB, 5), (BlobDigest("gitsha1", "cd" * 20), 0)))
+    assert HoldingsQuestion.from_json(json.loads(json.dumps(question.to_json()))) == question
+    for eta in (None, Eta(1.5, 2.5)):
+        answer = HoldingsAnswer((5, 0), eta)
+        assert HoldingsAnswer.from_json(json.loads(json.dumps(answer.to_json())), [5, 0]) == answer
+    assert eta_to_json(None) == {"p50": None, "p95": None}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"held": 5},
+        {"held": [1]},
+        {"held": [1, 2, 3]},
+        {"held": [6, 0]},
+        {"held": [-1, 0]},
+        {"held": [True, 0]},
+        {"held": [1.0, 0]},
+    ],
+)
+def test_answer_about_other_bytes_is_refused(message: object) -> None:
+    """A peer that exaggerates is not counted on."""
+    with pytest.raises(InputError):
+        HoldingsAnswer.from_json(message, [5, 5])
+
+
+@pytest.mark.parametrize(
+    "eta",
+    [None, 5, {}, {"p50": 1}, {"p50": -1, "p95": 2}, {"p50": "1", "p95": 2},
+     {"p50": True, "p95": 2}, {"p50": float("nan"), "p95": 2}, {"p50": 1, "p95": float("inf")}],
+)  # fmt: skip
+def test_answer_with_an_impossible_estimate_has_none(eta: object) -> None:
+    """What it holds still counts."""
+    assert HoldingsAnswer.from_json({"held": [1], "eta_s": eta}, [5]) == HoldingsAnswer((1,), None)
+
+
+def test_question_about_too_many_blobs_is_refused() -> None:
+    """Nobody makes us look for more."""
+    entry = {"blob": str(BLOB), "size": 1}
+    with pytest.raises(InputError):
+        HoldingsQuestion.from_json({"blobs": [entry] * (BLOBS_PER_QUESTION_MAX + 1)})
+
+
+@given(JSON)
+def test_no_message_fails_otherwise_than_told(message: object) -> None:
+    """Whatever a stranger sends."""
+    with contextlib.suppress(InputError):
+        HoldingsQuestion.from_json(message)
+    with contextlib.suppress(InputError):
+        HoldingsAnswer.from_json(message, [5])
