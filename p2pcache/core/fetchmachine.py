@@ -39,6 +39,7 @@ from p2pcache.core.planner import (
     PeerView,
     PlannerLimits,
     RunRequest,
+    find_lone_seeder,
     plan_requests,
 )
 from p2pcache.core.readers import Readers
@@ -315,7 +316,9 @@ class FetchMachine:
             if run_id in self.runs:
                 self._note_received(self.runs[run_id], received_bytes)
         peers = self.view(look.peers, now_s=now_s)
-        self._watch(peers, now_s, is_distrusted=look.is_distrusted)
+        can_ask_hub = look.can_fetch_upstream and self.patience.may_ask(now_s)
+        is_cut_off = not can_ask_hub and not (look.relays and find_lone_seeder(peers))
+        self._watch(peers, now_s, is_distrusted=look.is_distrusted, is_cut_off=is_cut_off)
         is_fenced = self.fence.look(peers, now_s=now_s)
         starving = self.readers.find_starving(self.have, now_s=now_s)
         view = FetchView(
@@ -326,7 +329,7 @@ class FetchMachine:
             self.inflight,
             peers,
             look.upstream_requests_inflight,
-            look.can_fetch_upstream and self.patience.may_ask(now_s),
+            can_ask_hub,
             starving=starving,
             next_for_readers=self.readers.find_next(self.have.length),
             asked=self.asked,
@@ -346,7 +349,7 @@ class FetchMachine:
             self.runs[run_id].is_cancelled = True
         is_endgame = (self.have | self.inflight).is_full()
         overdue = self._find_overdue(now_s, is_endgame=is_endgame)
-        can_ask_hub = view.can_fetch_upstream and not is_fenced
+        can_ask_hub = can_ask_hub and not is_fenced
         given_up = [
             run_id
             for run_id in overdue
@@ -397,8 +400,15 @@ class FetchMachine:
             self.first_copy_bytes += new_bytes
             self._pace.moved_bytes += new_bytes
 
-    def _watch(self, peers: Sequence[PeerView], now_s: float, *, is_distrusted: bool) -> None:
-        """Judge who keeps what it owes, ourselves among them."""
+    def _watch(
+        self, peers: Sequence[PeerView], now_s: float, *, is_distrusted: bool, is_cut_off: bool
+    ) -> None:
+        """
+        Judge who keeps what it owes, ourselves among them.
+
+        While we cannot ask the hub, the others may not be able to either: when it is back, all
+        would take over from all.
+        """
         if self._watched_s is not None and 0 <= now_s - self._watched_s < WATCH_INTERVAL_S:
             return
         self._watched_s = now_s
@@ -417,6 +427,8 @@ class FetchMachine:
                 received_bytes=peer.received_bytes,
                 now_s=now_s,
             )
+        if is_cut_off:
+            tenure.excuse(now_s=now_s)
         owed = self._find_owed(peers)
         claims = [(p.peer_id, i) for p in peers if p.is_fetching for i in p.intent]
         tenure.note_claims(

@@ -176,6 +176,13 @@ class Tenure:
             patience_s = max(LEASE_S, chunks * chunk_s / SLOW_SHARE)
             claim.is_late = chunk_s > 0 and now_s - claim.since_s > patience_s
 
+    def excuse(self, *, now_s: float) -> None:
+        """Let everybody's leases begin anew: what was owed, nobody could bring."""
+        for watch in self._watches.values():
+            watch.owes_since_s, watch.progress_s = None, now_s
+        for claim in self._claims.values():
+            claim.since_s, claim.is_late = now_s, False
+
     def find_lapsed(self) -> dict[int, set[str]]:
         """Return the chunks that were announced, and did not come while others did; by whom."""
         lapsed: dict[int, set[str]] = {}

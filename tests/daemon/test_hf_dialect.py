@@ -513,8 +513,9 @@ async def test_thousand_workers_ask_the_hub_as_one_does(
         assert hub.stats.count_requests(method="HEAD") == 1
     else:
         # Until it is known that anybody may read, each kind of question is asked once for those
-        # who were there when it began and once for those who came meanwhile.
-        assert hub.stats.requests_total <= 3 * len(paths), asked
+        # who were there when it began and once for those who came meanwhile: 200 connections are
+        # there at a time, which makes five waves.
+        assert hub.stats.requests_total <= (1 + 1000 // 200) * len(paths), asked
     assert hub.stats.body_bytes == 0
 
 

@@ -189,26 +189,30 @@ def test_gate_lets_a_pod_go_when_its_model_is_resident(
 
 
 def test_gate_runs_as_its_daemon_set_says(
-    kubernetes: tuple[FakeKubernetes, str], daemon: DaemonProcess, environment: dict[str, str]
+    kubernetes: tuple[FakeKubernetes, str],
+    daemon: DaemonProcess,
+    environment: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     """The container's command, with this test's API server: fetches, looks again, lets go."""
     fake, server = kubernetes
     [container] = read_yaml("scheduling-gate.yaml")[1]["spec"]["template"]["spec"]["containers"]
     shell, option, line = container["command"]
     line = line.replace("python3 /gate", f"{sys.executable} {FOLDER}")
-    process = subprocess.Popen(
-        [shell, option, f"{line} --server {server} --every 0.1"],
-        env={**environment, "NODE": "gpu-2"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    said = tmp_path / "said"
+    with said.open("wb") as errors:
+        process = subprocess.Popen(
+            [shell, option, f"{line} --server {server} --every 0.1"],
+            env={**environment, "NODE": "gpu-2"},
+            stderr=errors,
+        )
     try:
         wait_until(lambda: not fake.pod["spec"]["schedulingGates"], "the end of the gate")
+        wait_until(lambda: "default/qwen3 goes to gpu-2" in said.read_text(), "the last word")
     finally:
         process.terminate()
-        _, said = process.communicate(timeout=20)
-    assert f"fetching {MODEL}@main" in said
-    assert "default/qwen3 goes to gpu-2" in said
+        process.wait(timeout=20)
+    assert f"fetching {MODEL}@main" in said.read_text()
 
 
 def test_gates_of_two_nodes_let_a_pod_go_once(
