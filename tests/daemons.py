@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from p2pcache.client import Client
+from tests.ports import pick_port
 
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 20.0
@@ -59,7 +60,7 @@ def run_p2pcache(
 
 
 class DaemonProcess:
-    """`p2pcache up` on free ports. start() waits for the ready line."""
+    """`p2pcache up` on free ports (tests/ports.py). start() waits for the ready line."""
 
     def __init__(
         self,
@@ -73,19 +74,19 @@ class DaemonProcess:
         extra: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
-        listen: str = "127.0.0.1:0",
+        listen: str = "",
     ) -> None:
         self.store = store
         self.name = name or store.name
         self.local = ""
         self.peer = ""
         self._arguments = ["--store", str(store), "--name", self.name]
-        self._arguments += ["--local", "127.0.0.1:0", "--listen", listen]
         self._arguments += ["--hf-upstream", upstream, "--discover", discover]
         for peer in peers:
             self._arguments += ["--peer", peer]
         self._arguments += ["--trust-peers"] if trust_peers else []
         self._arguments += list(extra)
+        self._listen = listen
         self._prefix = list(prefix)
         self._environment = dict(environment or {})
         self._child: subprocess.Popen[str] | None = None
@@ -109,9 +110,12 @@ class DaemonProcess:
             for key, value in os.environ.items()
             if not key.startswith(("P2PCACHE_", "HF_"))
         }
+        listen = self._listen or f"127.0.0.1:{pick_port()}"
+        where = ["--local", f"127.0.0.1:{pick_port()}", "--listen", listen]
+        command = [sys.executable, "-m", "p2pcache", "up", "--json", *where, *self._arguments]
         with self.log_path.open("a") as log:
             self._child = subprocess.Popen(
-                [*self._prefix, sys.executable, "-m", "p2pcache", "up", "--json", *self._arguments],
+                [*self._prefix, *command],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.ports import pick_port
+
 ROOT = Path(__file__).resolve().parents[2]
 STOP_TIMEOUT_S = 10.0
 CONTROL_TIMEOUT_S = 30.0
@@ -47,7 +49,8 @@ class HubProcess:
         lfs_threshold_bytes: int | None = None,
     ) -> None:
         self._command = [*prefix, sys.executable, "-m", "tests.hub", "--dir", str(directory)]
-        self._command += ["--port", str(port), "--cdn-port", str(cdn_port)]
+        self._command += ["--port", str(port or pick_port())]
+        self._command += ["--cdn-port", str(cdn_port or pick_port())]
         if host is not None:
             self._command += ["--host", host]
         if rate_bytes_per_s is not None:
