@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import mmap
+import os
 import subprocess
 import sys
 import time
@@ -23,8 +24,12 @@ STEP_BYTES = 16 * 1024 * 1024
 # Hosts are given pages back that were free for about two seconds.
 LEAD_S = 0.5
 PAGE_BYTES = 4096
-# Left alone, so that nothing runs short while memory is touched.
-SPARED_BYTES = 768 * 1024 * 1024
+# Left alone, so that nothing else runs short: other programs need more at any moment.
+SPARED_BYTES = 3 * 1024 * 1024 * 1024
+# Should memory run out all the same, the kernel ends this process, and not somebody's work.
+OOM_SCORE_ADJ = "1000"
+# A tmpfs, on every Linux.
+MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108
 
 
 @contextlib.contextmanager
@@ -37,7 +42,8 @@ def keep_ready(size_bytes: int, *, rate_bps: float) -> Iterator[None]:
         rate_bps: Bytes a second, at best.
     """
     # All but a little of what is free: else the kernel takes other pages than those.
-    size_bytes = max(size_bytes, read_free_bytes() - SPARED_BYTES)
+    most = read_free_bytes() - SPARED_BYTES
+    size_bytes = max(min(size_bytes, read_available_bytes() - SPARED_BYTES), most, STEP_BYTES)
     keeper = subprocess.Popen(
         [sys.executable, "-m", "bench.memory", str(size_bytes), str(int(rate_bps))],
         stdin=subprocess.PIPE,
@@ -57,13 +63,36 @@ def keep_ready(size_bytes: int, *, rate_bps: float) -> Iterator[None]:
         keeper.stdout.close()
 
 
+def find_memory_folder(size_bytes: int) -> Path | None:
+    """
+    Return a folder in memory with room for so many bytes, None when there is none.
+
+    What is measured there is not how fast many machines' stores are written to one disk.
+    """
+    try:
+        disk = os.statvfs(MEMORY_FOLDER)
+    except OSError:
+        return None
+    room = min(disk.f_bavail * disk.f_frsize, read_available_bytes() - SPARED_BYTES)
+    return MEMORY_FOLDER if room >= size_bytes else None
+
+
 def read_free_bytes() -> int:
     """Return how much memory nobody uses, not even as a cache; 0 where that is not told."""
+    return _read_memory("MemFree:")
+
+
+def read_available_bytes() -> int:
+    """Return how much memory can be had, caches given up; 0 where that is not told."""
+    return _read_memory("MemAvailable:")
+
+
+def _read_memory(key: str) -> int:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(n.split()[1]) * 1024 for n in lines if n.startswith("MemFree:")), 0)
+    return next((int(n.split()[1]) * 1024 for n in lines if n.startswith(key)), 0)
 
 
 def main() -> None:
@@ -72,6 +101,8 @@ def main() -> None:
     parser.add_argument("size_bytes", type=int)
     parser.add_argument("rate_bps", type=float)
     arguments = parser.parse_args()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE_ADJ)
     steps = []
     for _ in range(-(-arguments.size_bytes // STEP_BYTES)):
         step = mmap.mmap(-1, STEP_BYTES)

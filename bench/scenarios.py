@@ -80,6 +80,11 @@ class Scenario:
             return "seeder"
         return self.parts[place] if place >= 0 else "healthy"
 
+    @property
+    def copies(self) -> int:
+        """Return how many copies of the model are written, those of the workers included."""
+        return len(self.machine_names) + self.peers * self.workers
+
     def first_names(self) -> list[str]:
         """Return the peers that begin at once."""
         return self.machine_names[: self.peers - len(self.joins)]

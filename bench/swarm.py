@@ -10,13 +10,16 @@ Source: design.md §6; docs/how-to/measure-a-swarm.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+from bench.memory import find_memory_folder
 from bench.model import BenchModel, make_model
 from bench.outcome import HEADER, Outcome, find_misses, show_cpu, show_peers, show_row
 from bench.scenarios import SCENARIOS, Scenario
@@ -55,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
         "--scratch",
         type=Path,
         metavar="DIR",
-        help="where stores are made (default: a temporary folder)",
+        help="where stores are made (default: memory, where it has room, else a temporary folder)",
     )
     parser.add_argument(
         "--keep-logs",
@@ -83,6 +86,20 @@ def describe_machine(obstacle: str | None, size_bytes: int) -> str:
     return f"{size_bytes >> 20} MiB in 4 files, {os.cpu_count()} cores; {where}"
 
 
+@contextlib.contextmanager
+def open_stores(scenario: Scenario, model: BenchModel, chosen: Path | None) -> Iterator[Path]:
+    """
+    Name a folder for the stores of one run, and remove it afterwards.
+
+    In memory, unless somebody chose: every machine of a real swarm has a disk of its own, and
+    one disk for all of them would be what is measured.
+    """
+    place = chosen or find_memory_folder(scenario.copies * model.size_bytes)
+    with tempfile.TemporaryDirectory(prefix="p2pcache-swarm-", dir=place) as folder:
+        print(f"  stores in {'memory' if place and not chosen else folder}", flush=True)
+        yield Path(folder) / scenario.name
+
+
 def run_all(arguments: argparse.Namespace, scratch: Path) -> list[Outcome]:
     """Run what was asked for and print each result as it comes."""
     obstacle = "asked for" if arguments.loopback else find_obstacle()
@@ -93,10 +110,10 @@ def run_all(arguments: argparse.Namespace, scratch: Path) -> list[Outcome]:
     clean_s = None
     for scenario in choose(arguments.only):
         print(f"\n{scenario.name}: {scenario.title} …", flush=True)
-        outcome = run_scenario(
-            scenario, model, scratch / scenario.name, is_shaped=obstacle is None,
-            logs=arguments.keep_logs,
-        )  # fmt: skip
+        with open_stores(scenario, model, arguments.scratch) as stores:
+            outcome = run_scenario(
+                scenario, model, stores, is_shaped=obstacle is None, logs=arguments.keep_logs
+            )
         if scenario.name == CLEAN:
             clean_s = outcome.time_s
         elif scenario.goal.clean_max is not None and obstacle is None:
@@ -110,9 +127,8 @@ def run_all(arguments: argparse.Namespace, scratch: Path) -> list[Outcome]:
         for rival in RIVALS:
             print(f"\n{rival.name}: the work of {SCENARIOS[0].name!r} …", flush=True)
             try:
-                outcome = rival.run(
-                    SCENARIOS[0], model, scratch / rival.name, is_shaped=obstacle is None
-                )
+                with open_stores(SCENARIOS[0], model, arguments.scratch) as stores:
+                    outcome = rival.run(SCENARIOS[0], model, stores, is_shaped=obstacle is None)
             except ImportError as error:
                 print(f"  left out: {error}; pip install --group bench")
                 continue

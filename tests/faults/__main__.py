@@ -39,6 +39,9 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument("--mutation", default="", choices=["", *MUTATIONS])
     run.add_argument("--aim", default="", help="only points whose site has this in it")
     run.add_argument("--lanes", type=int, default=1, help="processes side by side")
+    run.add_argument(
+        "--skip", type=int, default=0, help="leave out each lane's first cases: goes on after a cut"
+    )
     run.add_argument("--part", default="0/1", help="one lane's share, as 0/2")
     run.add_argument("--out", type=Path, default=RESULT_PATH, help="the result, as JSON")
     proof = commands.add_parser("prove", help="break the store on purpose, and see it noticed")
@@ -69,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.seed,
             int(part),
             int(parts),
+            arguments.skip,
             arguments.seconds,
             arguments.mutation,
             arguments.aim,
@@ -92,7 +96,7 @@ def run_lanes(arguments: argparse.Namespace) -> dict[str, Tally]:
         command += ["--seed", str(arguments.seed), "--part", f"{lane}/{arguments.lanes}"]
         command += [f"--class={name}" for name in arguments.classes]
         command += [f"--operation={name}" for name in arguments.operations]
-        for option in ("count", "seconds", "mutation", "aim"):
+        for option in ("count", "skip", "seconds", "mutation", "aim"):
             value = getattr(arguments, option)
             command += [] if value in (None, "") else [f"--{option}={value}"]
         children.append((subprocess.Popen(command), out))

@@ -40,7 +40,8 @@ BEYOND_MAX = 8
 class Selection:
     """
     Which cases to run. `counts`: fault class → how many, None for all. `part` of `parts`: which
-    share of them. `seconds_max`: for each class, None for no limit.
+    share of them, and `skip` how many of that share are left out, first ones first.
+    `seconds_max`: for each class, None for no limit.
     """
 
     counts: Mapping[str, int | None]
@@ -48,6 +49,7 @@ class Selection:
     seed: int = 0
     part: int = 0
     parts: int = 1
+    skip: int = 0
     seconds_max: float | None = None
     mutation: str = ""
     # Only points whose site has this in it.
@@ -103,7 +105,7 @@ class Runner:
         mine = cases[selection.part :: selection.parts]
         begun_s = told_s = time.monotonic()
         with fault_class.opens(self._folder / fault_class.name) as make_bay:
-            for number, plain in enumerate(mine):
+            for number, plain in enumerate(mine[selection.skip :], selection.skip):
                 now_s = time.monotonic()
                 if selection.seconds_max is not None and now_s - begun_s > selection.seconds_max:
                     break
