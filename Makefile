@@ -13,7 +13,7 @@ SIDE_BY_SIDE := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test check lint types layers format faults demo bench swarm clients two-phases clean sim degrees access
+.PHONY: help venv test check lint types layers format faults demo bench swarm clients two-phases phases clean sim degrees access
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,10 @@ swarm: $(READY)  ## a swarm behind shaped links, beside its rivals; ten minutes,
 
 two-phases: $(READY)  ## a GPU that waits for its model's download, and one that does not: 4 minutes
 	$(BIN)/python -m bench.two_phase $(ARGS)
+
+phases: $(READY)  ## orders, residency and waiting against real daemons, the long forms: 7 minutes
+	P2PCACHE_SLOW=1 $(BIN)/python -m pytest tests/integration/test_orders.py tests/integration/test_residency.py tests/integration/test_wait.py tests/test_waiting.py $(ARGS)
+	$(BIN)/python -m bench.residency
 
 clean:  ## remove what the verbs made
 	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

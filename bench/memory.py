@@ -3,29 +3,28 @@ Owns the memory that a measurement will write, kept ready while it runs.
 
 Knows nothing of what is measured.
 Invariants: on a machine without a host below it changes nothing but the order of allocations;
-what was not used is free again at the end.
+others' programs are given memory as soon as they take some; all is free again at the end.
 Source: measured: a virtual machine whose host takes back free pages writes a new file at 0.2 GB/s
 the first time and at 4 GB/s into pages that were touched shortly before.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import mmap
 import os
+import select
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 STEP_BYTES = 16 * 1024 * 1024
-# Hosts are given pages back that were free for about two seconds.
-LEAD_S = 0.5
 PAGE_BYTES = 4096
-# Left alone, so that nothing else runs short: other programs need more at any moment.
-SPARED_BYTES = 3 * 1024 * 1024 * 1024
+# Left free, for what is taken between two looks.
+SPARED_BYTES = 1024 * 1024 * 1024
+# How often what is free is looked at; hosts are given pages back that were free for two seconds.
+LOOK_S = 0.005
 # Should memory run out all the same, the kernel ends this process, and not somebody's work.
 OOM_SCORE_ADJ = "1000"
 # A tmpfs, on every Linux.
@@ -33,19 +32,15 @@ MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108
 
 
 @contextlib.contextmanager
-def keep_ready(size_bytes: int, *, rate_bps: float) -> Iterator[None]:
+def keep_ready(reserved_bytes: int) -> Iterator[None]:
     """
-    Touch so much memory, then free it beside the work, at the pace at which that will write.
+    Touch nearly all memory that is free, then give it back as the work takes what is left.
 
     Args:
-        size_bytes: What will be written.
-        rate_bps: Bytes a second, at best.
+        reserved_bytes: What the work takes at its beginning, before it writes; given back at once.
     """
-    # All but a little of what is free: else the kernel takes other pages than those.
-    most = read_free_bytes() - SPARED_BYTES
-    size_bytes = max(min(size_bytes, read_available_bytes() - SPARED_BYTES), most, STEP_BYTES)
     keeper = subprocess.Popen(
-        [sys.executable, "-m", "bench.memory", str(size_bytes), str(int(rate_bps))],
+        [sys.executable, "-m", "bench.memory", str(reserved_bytes)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
@@ -53,8 +48,6 @@ def keep_ready(size_bytes: int, *, rate_bps: float) -> Iterator[None]:
     assert keeper.stdout is not None, "piped"
     try:
         keeper.stdout.readline()
-        keeper.stdin.write(b"go\n")
-        keeper.stdin.flush()
         yield
     finally:
         keeper.kill()
@@ -73,8 +66,14 @@ def find_memory_folder(size_bytes: int) -> Path | None:
         disk = os.statvfs(MEMORY_FOLDER)
     except OSError:
         return None
-    room = min(disk.f_bavail * disk.f_frsize, read_available_bytes() - SPARED_BYTES)
+    # Half of what there is: the rest of the machine goes on working.
+    room = min(disk.f_bavail * disk.f_frsize, read_available_bytes() // 2)
     return MEMORY_FOLDER if room >= size_bytes else None
+
+
+def is_memory(folder: Path) -> bool:
+    """Return whether a folder's files are in memory."""
+    return folder.is_relative_to(MEMORY_FOLDER)
 
 
 def read_free_bytes() -> int:
@@ -96,29 +95,28 @@ def _read_memory(key: str) -> int:
 
 
 def main() -> None:
-    """Touch, say so, wait for the word, and free step by step."""
-    parser = argparse.ArgumentParser(description="Keep memory ready for a measurement.")
-    parser.add_argument("size_bytes", type=int)
-    parser.add_argument("rate_bps", type=float)
-    arguments = parser.parse_args()
+    """Touch, say so, and free step by step; ends with whoever started it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(OOM_SCORE_ADJ)
-    steps = []
-    for _ in range(-(-arguments.size_bytes // STEP_BYTES)):
+        # Who needs memory would otherwise run, and want more, while this process waits.
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    wanted = int(sys.argv[1])
+    steps: list[mmap.mmap] = []
+    # All but a little of what is free: else the kernel takes other pages than those.
+    while read_free_bytes() > SPARED_BYTES + STEP_BYTES:
         step = mmap.mmap(-1, STEP_BYTES)
         for offset in range(0, STEP_BYTES, PAGE_BYTES):
             step[offset] = 1
         steps.append(step)
+    while steps and wanted > 0:
+        steps.pop().close()
+        wanted -= STEP_BYTES
     print("ready", flush=True)
-    sys.stdin.readline()
-    started_s = time.monotonic()
-    freed = 0
-    while steps:
-        due = (time.monotonic() - started_s + LEAD_S) * arguments.rate_bps
-        while steps and freed < due:
+    while steps and not select.select([sys.stdin], [], [], LOOK_S)[0]:
+        lacking = SPARED_BYTES - read_free_bytes()
+        while steps and lacking > 0:
             steps.pop().close()
-            freed += STEP_BYTES
-        time.sleep(STEP_BYTES / arguments.rate_bps / 4)
+            lacking -= STEP_BYTES
 
 
 if __name__ == "__main__":

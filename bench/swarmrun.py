@@ -24,7 +24,7 @@ from pathlib import Path
 from bench.certificate import Certificate, make_certificate
 from bench.daemonstats import read_cpu_s, read_cpu_ticks, share_cpu
 from bench.follower import Follower
-from bench.memory import keep_ready
+from bench.memory import is_memory, keep_ready
 from bench.model import MODEL, BenchModel
 from bench.netns import LinkRate, Machine, Network, open_network
 from bench.outcome import Outcome, PeerOutcome
@@ -101,9 +101,11 @@ class _Run:
         if self._scenario.upstream_mbit_s:
             hub.run(self._hub.reset)
         self._hub_started_bytes = hub.count_sent_bytes() or 0
-        bound_s = find_bound_s(self._scenario, self._model.size_bytes)
-        written = len(self._scenario.first_names()) * self._model.size_bytes
-        self._cleanup.enter_context(keep_ready(written, rate_bps=written / bound_s))
+        if self._network.is_shaped:
+            # Stores in memory take all of a file's room when its fetch begins.
+            first = len(self._scenario.first_names())
+            reserved = first * self._model.size_bytes if is_memory(self._scratch) else 0
+            self._cleanup.enter_context(keep_ready(reserved))
         for name, daemon in self._daemons.items():
             self._started_cpu_s[name] = read_cpu_s(daemon.pid) or 0.0
         ticks, cpu_s = read_cpu_ticks(), self._sum_cpu_s()

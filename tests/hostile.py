@@ -24,6 +24,7 @@ from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
 from p2pcache.core.messages import Exchange, Hello, SwarmEntry
 from p2pcache.core.verify import digest_of
+from tests.ports import pick_port
 
 _PIECE_BYTES = 64 * 1024
 _BULK_BYTES = 1_000_000
@@ -35,7 +36,7 @@ class FlippingWire:
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", pick_port()))
         self.flipped = 0
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
 
@@ -156,7 +157,7 @@ class LyingPeer:
                 hello = Hello(peer.peer_id, peer.name, "0.1.0")
                 self._answer(json.dumps(Exchange(hello, 1, entries).to_json()).encode())
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", pick_port()), Handler)
         self._server.daemon_threads = True
         self.address = f"127.0.0.1:{self._server.server_address[1]}"
 

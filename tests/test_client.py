@@ -384,7 +384,7 @@ def test_daemon_that_leaves_during_wait_says_what_is_kept(
     """Whoever waits learns that nothing is lost."""
     daemon.say("GET", "/downloads/d1", make_job("downloading"))
     with pytest.raises(DaemonUnreachableError, match=r"what was fetched is kept: .* p2pcache up"):
-        client.wait("d1", lambda job: daemon.stop(), poll_s=0)
+        client.wait("d1", lambda job: daemon.stop(), poll_s=0, restart_patience_s=0.3)
 
 
 def serve_once(listener: socket.socket, answer: bytes | None) -> None:
@@ -414,7 +414,8 @@ def test_connection_that_breaks_is_one_sentence(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve_once, args=(listener, answer))
         thread.start()
-        client = Client(f"127.0.0.1:{listener.getsockname()[1]}", timeout_s=0.2)
+        timeout_s = 0.2 if answer is None else 10.0
+        client = Client(f"127.0.0.1:{listener.getsockname()[1]}", timeout_s=timeout_s)
         with pytest.raises(expected, match=message):
             client.status()
         thread.join()

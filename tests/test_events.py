@@ -18,6 +18,7 @@ import pytest
 from p2pcache.client import Client, Event, events
 from p2pcache.client.events import EVENT_BYTES_MAX, read_events
 from p2pcache.errors import DaemonError, DaemonUnreachableError, JobNotFoundError
+from tests.ports import pick_port
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
 
@@ -64,7 +65,7 @@ def serve() -> Iterator[Serve]:
     requests: list[bytes] = []
 
     def serve_answers(*answers: bytes) -> Client:
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = socket.create_server(("127.0.0.1", pick_port()))
         listeners.append(listener)
 
         def run() -> None:
@@ -130,7 +131,5 @@ def test_unknown_download_has_no_events(serve: Serve) -> None:
 
 def test_nobody_there_is_told_at_once() -> None:
     """Patience is for one that was there."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     with pytest.raises(DaemonUnreachableError, match="p2pcache up"):
-        next(Client(local=f"127.0.0.1:{port}").events())
+        next(Client(local=f"127.0.0.1:{pick_port()}").events())

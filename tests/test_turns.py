@@ -57,8 +57,11 @@ def test_shared_turns_are_side_by_side(tmp_path: Path) -> None:
     players = [Player(tmp_path) for _ in range(3)]
     for player in players:
         wait_until(player.has_turn.is_set, "a turn beside the others")
+    assert all(player.has_turn.is_set() for player in players), "nobody had to go first"
+    assert not is_closed(tmp_path / "gate")
     for player in players:
         player.go()
+    assert not is_closed(tmp_path / "floor")
 
 
 def test_lone_turn_comes_after_those_under_way_and_before_later_ones(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 from p2pcache.client import Client, waiting
 from p2pcache.errors import (
     DaemonUnreachableError,
+    GatedRepositoryError,
     InputError,
     InvalidNameError,
     NotResidentError,
@@ -106,12 +107,29 @@ def test_failed_download_ends_the_wait_with_its_cause(client: Client, daemon: Fa
     """Also one that failed just before; what failed last week is no news."""
     daemon.say("GET", ASK, PART)
     failed = make_job("failed", error=make_error("RepositoryNotFound", "No; check."))
-    say_jobs(daemon, {**failed, "finished_at": time.time() - 5})
+    say_jobs(daemon, {**failed, "ended_at": time.time() - 5})
     with pytest.raises(RepositoryNotFoundError, match="No; check"):
         client.wait(MODEL, timeout_s=0)
-    say_jobs(daemon, {**failed, "finished_at": time.time() - 7 * 86_400})
+    say_jobs(daemon, {**failed, "ended_at": time.time() - 7 * 86_400})
     with pytest.raises(WaitTimeoutError):
         client.wait(MODEL, timeout_s=0)
+
+
+def test_download_that_is_paused_for_a_reason_ends_the_wait(
+    client: Client, daemon: FakeDaemon
+) -> None:
+    """One that a person paused is waited for; one that lost its token waits for a person."""
+    daemon.say("GET", ASK, PART)
+    daemon.say("GET", WAIT, PART, HERE)
+    say_jobs(daemon, make_job("paused"))
+    assert client.wait(MODEL) == HERE
+    lost = make_job("paused", error=make_error("GatedRepository", "No token; resume it."))
+    say_jobs(daemon, lost)
+    with pytest.raises(GatedRepositoryError, match="resume it"):
+        client.wait(MODEL)
+    daemon.say("GET", "/downloads/d1", lost)
+    with pytest.raises(GatedRepositoryError, match="resume it"):
+        client.wait("d1")
 
 
 def test_failed_download_is_forgotten_while_another_one_runs(

@@ -28,6 +28,7 @@ from p2pcache.cli.output import echo_json, rows_of, show_size, show_text
 from p2pcache.cli.progress import open_progress
 from p2pcache.cli.warming import warm_snapshot
 from p2pcache.client import Client
+from p2pcache.client.answers import error_of_download
 from p2pcache.core.refs import ModelReference
 from p2pcache.errors import InputError, P2PCacheError
 
@@ -125,9 +126,9 @@ def pull(
 
     REF is [hf:|ms:][datasets/]org/name[@revision]. Returns when every file is here and proven, or
     there with --on. Weights that the repository has as safetensors are not fetched in another
-    format once more; what was left out is told. Ctrl-C cancels the download and keeps what was
-    fetched. With --json the last line is the download: {id, model, commit, state, bytes_total, …,
-    path}; if it failed, "error" in it says why.
+    format once more; what was left out is told. The daemon may be restarted meanwhile. Ctrl-C
+    cancels the download and keeps what was fetched. With --json the last line is the download:
+    {id, model, commit, state, bytes_total, …, path}; if it failed, "error" in it says why.
     """
     reference = ModelReference.parse(ref)
     if is_warm and (detach or on):
@@ -150,7 +151,7 @@ def pull(
             click.echo(f"p2pcache jobs {started.get('id', '')} shows how far it is.", err=True)
             click.echo(str(started.get("id", "")))
         return
-    job = _follow(client, reference, started, is_json=is_json)
+    job = _follow(client, reference, started, token or None, is_json=is_json)
     if is_warm and job.get("path"):
         warm_snapshot(Path(str(job["path"])), include, exclude, is_silent=is_json)
     if is_json:
@@ -219,15 +220,15 @@ def pin(
     if on:
         model, revision = str(reference.repo), reference.revision
         ordered = client.pull(model, revision, token=token or None, pin=True, workers=on)
-        job = _follow(client, reference, ordered, is_json=is_json)
+        job = _follow(client, reference, ordered, token or None, is_json=is_json)
         if is_json:
             echo_json({**job, "pinned": True})
         else:
             click.echo(f"Pinned {reference} on {', '.join(ordered.get('workers', on))}.", err=True)
         return
     started = client.pull(str(reference.repo), reference.revision, token=token or None)
-    job = _follow(client, reference, started, is_json=is_json)
-    client.pin(str(reference))
+    job = _follow(client, reference, started, token or None, is_json=is_json)
+    Client(local, store).pin(str(reference))  # a daemon that was restarted may be elsewhere now
     if is_json:
         echo_json({**job, "pinned": True})
         return
@@ -284,7 +285,12 @@ def _keep_copies(client: Client, reference: ModelReference, count: int, *, is_js
 
 
 def _follow(
-    client: Client, reference: ModelReference, started: dict[str, Any], *, is_json: bool
+    client: Client,
+    reference: ModelReference,
+    started: dict[str, Any],
+    token: str | None,
+    *,
+    is_json: bool,
 ) -> dict[str, Any]:
     """
     Show a download until it ends; return it, done.
@@ -302,11 +308,11 @@ def _follow(
 
     try:
         with open_progress(str(reference.repo), is_silent=is_json) as progress:
-            return client.wait(download_id, show)
+            return client.wait(download_id, show, token=token)
     except KeyboardInterrupt:
         raise InterruptedCommand(_cancel(client, reference, download_id)) from None
     except P2PCacheError as error:
-        if is_json and last.get("state") in ("failed", "cancelled"):
+        if is_json and error_of_download(last) is not None:
             last["error"] = {"error": error.code, "message": str(error)}
             click.echo(f"error: {show_text(error)}", err=True)
             echo_json(last)

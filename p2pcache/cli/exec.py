@@ -257,6 +257,7 @@ def _bring(client: Client, wanted: Wanted) -> dict[str, Any]:
                 progress.show,
                 timeout_s=wanted.timeout_s,
                 restart_patience_s=RESTART_PATIENCE_S,
+                token=wanted.token,
             )
     except KeyboardInterrupt:
         try:

@@ -1,7 +1,7 @@
 """
 Owns the command that runs a daemon: up.
 
-Knows nothing of what a daemon does; its options are those of the table in config.py.
+Knows nothing of what a daemon does; its options are those of the table in config/settings.py.
 Invariants: one line on standard output, when the daemon is ready; aiohttp is imported only when
 the settings are good.
 Source: design.md §8 (up, defaults).

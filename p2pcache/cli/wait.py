@@ -17,7 +17,6 @@ from p2pcache.cli.command import WAIT_EXIT_CODES, Command, client_options
 from p2pcache.cli.output import echo_json
 from p2pcache.cli.progress import open_progress
 from p2pcache.client import Client
-from p2pcache.client.waiting import RESTART_PATIENCE_S
 
 
 @click.command(
@@ -52,9 +51,7 @@ def wait(
     """
     client = Client(local, store)
     with open_progress(ref, is_silent=is_json) as progress:
-        found = client.wait(
-            ref, progress.show, timeout_s=timeout_s, restart_patience_s=RESTART_PATIENCE_S
-        )
+        found = client.wait(ref, progress.show, timeout_s=timeout_s)
     if is_json:
         echo_json(found)
     elif found.get("path"):

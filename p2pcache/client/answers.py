@@ -63,16 +63,19 @@ def error_of_answer(status: int, answer: Json) -> P2PCacheError:
 
 
 def error_of_download(job: Json) -> P2PCacheError | None:
-    """Return why a download ended without its snapshot; None while it has not."""
+    """
+    Return why a download ended without its snapshot, or will not go on by itself: one that is
+    paused with an error waits for somebody. None while it may come.
+    """
     shown = str(job.get("model") or job.get("id") or "it")
     if job.get("state") == "cancelled":
         return P2PCacheError(
             f"The download of {shown} was cancelled; what was fetched is kept: pull it again to "
             "go on."
         )
-    if job.get("state") != "failed":
-        return None
     error = job.get("error")
+    if job.get("state") != "failed" and not (job.get("state") == "paused" and error):
+        return None
     if not isinstance(error, dict):
         error = {"message": f"The download of {shown} failed ({error}); see the daemon's log."}
     return error_of_answer(500, error)

@@ -17,7 +17,7 @@ from p2pcache.client.events import EventClient
 from p2pcache.client.leasing import LeaseClient
 from p2pcache.client.residency import ResidencyClient
 from p2pcache.client.waiting import WaitClient
-from p2pcache.core.credentials import Credentials
+from p2pcache.client.wire import add_choice
 from p2pcache.core.refs import ModelReference
 
 
@@ -65,13 +65,7 @@ class Client(WaitClient, LeaseClient, EventClient, ResidencyClient):
             ForbiddenError: A path that is not allowed, or a worker that takes no orders from here.
         """
         body = _body_of(model, revision)
-        if include:
-            body["include"] = list(include)
-        if exclude:
-            body["exclude"] = list(exclude)
-        if token is not None:
-            Credentials(token)  # refuses what cannot be sent on, before it is sent to anybody
-            body["token"] = token
+        add_choice(body, include, exclude, token)
         if pin:
             body["pin"] = True
         if workers:
@@ -96,9 +90,8 @@ class Client(WaitClient, LeaseClient, EventClient, ResidencyClient):
 
     def resume(self, download_id: str, token: str | None = None) -> Json:
         """Let a paused download go on, with another token for the hub if one is given."""
-        body: Json = {} if token is None else {"token": token}
-        if token is not None:
-            Credentials(token)
+        body: Json = {}
+        add_choice(body, (), (), token)
         return self._change("POST", f"/downloads/{quote(download_id, safe='')}/resume", body)
 
     def cancel(self, download_id: str) -> Json:

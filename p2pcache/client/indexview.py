@@ -71,8 +71,9 @@ class IndexView:
         tp: Sequence[int] = (),
     ) -> ResidencyAnswer:
         """
-        Return how much of a model is in the store: in about a millisecond when it is asked for the
-        first time, in some hundredths of one afterwards, while nothing changes.
+        Return how much of a model is in the store: in about half a millisecond when a usual one is
+        asked for the first time (30 files; five for 300), in some hundredths of one afterwards,
+        while nothing changes.
 
         As Client.residency(), but for what only a daemon knows: `missing_from_peers`,
         `missing_from_upstream` and `eta_s` are None while something is missing; `fits_disk`

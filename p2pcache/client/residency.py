@@ -13,8 +13,7 @@ from typing import NotRequired, TypedDict, cast
 from urllib.parse import quote, urlencode
 
 from p2pcache.client.answers import Json
-from p2pcache.client.wire import Wire
-from p2pcache.core.credentials import Credentials
+from p2pcache.client.wire import Wire, add_choice
 from p2pcache.core.refs import ModelReference
 
 # Beyond the time that the daemon was asked to wait: its disk may be busy with the very download.
@@ -168,13 +167,7 @@ class ResidencyClient(Wire):
             ForbiddenError: The admin token cannot be read.
         """
         body: Json = {}
-        if include:
-            body["include"] = list(include)
-        if exclude:
-            body["exclude"] = list(exclude)
-        if token is not None:
-            Credentials(token)  # refuses what cannot be sent on, before it is sent to anybody
-            body["token"] = token
+        add_choice(body, include, exclude, token)
         patient = self._find_again(ResidencyClient, timeout_s=LEARN_TIMEOUT_S)
         return cast("ResidencyAnswer", patient._change("POST", _path_of(ref), body))
 

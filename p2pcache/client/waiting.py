@@ -54,6 +54,7 @@ class WaitClient(Wire):
         *,
         timeout_s: float | None = None,
         restart_patience_s: float | None = None,
+        token: str | None = None,
     ) -> Json:
         """
         Wait until a model is here, or a download has ended. Any thread; holds no lock.
@@ -64,8 +65,9 @@ class WaitClient(Wire):
                 included: `state`, `bytes_total`, `bytes_done`, and what else a download says.
             poll_s: Seconds between two looks at a download.
             timeout_s: Seconds to wait altogether; None for as long as it takes, 0 for one look.
-            restart_patience_s: Seconds that a daemon may be gone; None for 10 s when waiting for a
-                model, and none for a download.
+            restart_patience_s: Seconds that a daemon may be gone; None for 10 s.
+            token: The caller's token for the hub, which a daemon that is restarted forgets: it is
+                given to a download that waits for it. Of no use when waiting for a model.
 
         Returns:
             For a model its residency, resident: `path` is its snapshot. For a download the
@@ -76,18 +78,20 @@ class WaitClient(Wire):
             InputError: A time that is none.
             WaitTimeoutError: The time is over; whatever ran goes on.
             NotResidentError: The download ended, and fetched some files of the model only.
-            P2PCacheError: The download failed, by cause; or it was cancelled.
+            P2PCacheError: The download failed, by cause; or it was cancelled; or it is paused and
+                waits for somebody, as the message says.
             DaemonUnreachableError: The daemon went away and did not return; what was fetched is
                 kept.
         """
         if timeout_s is not None and not timeout_s >= 0:
             raise InputError(f"A time of {timeout_s:g} s cannot be waited; name 0 or more seconds.")
         deadline = _Deadline(timeout_s)
+        patience_s = RESTART_PATIENCE_S if restart_patience_s is None else restart_patience_s
+        patience = _Patience(self, patience_s)
         if "/" in target:
             reference = ModelReference.parse(target)
-            patience_s = RESTART_PATIENCE_S if restart_patience_s is None else restart_patience_s
-            return self._wait_for_model(reference, on_progress, deadline, patience_s)
-        return self._follow(target, on_progress, poll_s, deadline, restart_patience_s or 0.0)
+            return self._wait_for_model(reference, on_progress, deadline, patience)
+        return self._follow(target, on_progress, poll_s, deadline, patience, token=token)
 
     # --- a download ---
 
@@ -97,10 +101,11 @@ class WaitClient(Wire):
         on_progress: OnProgress | None,
         poll_s: float,
         deadline: _Deadline,
-        patience_s: float,
+        patience: _Patience,
+        *,
+        token: str | None,
     ) -> Json:
         path = f"/downloads/{quote(download_id, safe='')}"
-        patience = _Patience(self, patience_s)
         while True:
             try:
                 job = patience.get(path)
@@ -111,10 +116,12 @@ class WaitClient(Wire):
                 ) from error
             if on_progress is not None:
                 on_progress(job)
+            failure = error_of_download(job)
+            if failure is not None and job.get("state") == "paused" and token is not None:
+                patience.change("POST", f"{path}/resume", {"token": token})
+            elif failure is not None:
+                raise failure
             if job.get("state") in FINAL_STATES:
-                failure = error_of_download(job)
-                if failure is not None:
-                    raise failure
                 return job
             if deadline.is_over:
                 raise deadline.error(str(job.get("model") or download_id), job, job)
@@ -127,9 +134,8 @@ class WaitClient(Wire):
         reference: ModelReference,
         on_progress: OnProgress | None,
         deadline: _Deadline,
-        patience_s: float,
+        patience: _Patience,
     ) -> Json:
-        patience = _Patience(self, patience_s)
         watch = _DownloadWatch(reference)
         poll_s = 0.0  # the first look waits for nothing
         while True:
@@ -213,6 +219,10 @@ class _Patience:
                 self._has_answered = True
                 return answer
 
+    def change(self, method: str, path: str, body: Json) -> None:
+        """Change something; one that was there a moment ago is not waited for."""
+        self._wire._change(method, path, body)
+
 
 class _DownloadWatch:
     """What the downloads of one model mean for whoever waits for it."""
@@ -232,15 +242,22 @@ class _DownloadWatch:
         Return the download that is bringing the model; None if none is.
 
         Raises:
-            P2PCacheError: The last one failed or was cancelled, and none runs.
+            P2PCacheError: The last one failed or was cancelled, or waits for somebody, and none
+                runs.
             NotResidentError: The last one is done, and was for some of the files.
         """
         ours = [job for job in jobs if self._is_ours(job, residency)]
         running = [job for job in ours if job.get("state") not in FINAL_STATES]
         self._running |= {str(job.get("id")) for job in running}
-        if running:
+        stuck: P2PCacheError | None = None
+        for job in reversed(running):
             self._done_seen = 0
-            return running[-1]
+            failure = error_of_download(job)
+            if failure is None:
+                return job
+            stuck = stuck or failure
+        if stuck is not None:
+            raise stuck
         if not ours or not self._is_news(ours[-1]):
             return None
         failure = error_of_download(ours[-1])
@@ -264,10 +281,10 @@ class _DownloadWatch:
         )
 
     def _is_news(self, job: Json) -> bool:
-        finished_wall_s = job.get("finished_at")
-        if str(job.get("id")) in self._running or not isinstance(finished_wall_s, int | float):
+        ended_wall_s = job.get("ended_at")
+        if str(job.get("id")) in self._running or not isinstance(ended_wall_s, int | float):
             return True
-        return finished_wall_s > self._began_wall_s - FAILURE_FRESH_S
+        return ended_wall_s > self._began_wall_s - FAILURE_FRESH_S
 
 
 def _progress_of(residency: Json) -> Json:

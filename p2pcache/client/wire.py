@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,6 +24,7 @@ from p2pcache.client.finding import (
     find_named_store,
     try_read,
 )
+from p2pcache.core.credentials import Credentials
 from p2pcache.errors import DaemonError, DaemonUnreachableError, ForbiddenError
 
 API_PREFIX = "/_p2pcache/v1"
@@ -32,6 +34,24 @@ REQUEST_TIMEOUT_S = 60.0
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 AnyWire = TypeVar("AnyWire", bound="Wire")
 _ADMIN_TOKEN = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+
+def add_choice(
+    body: Json, include: Sequence[str], exclude: Sequence[str], token: str | None
+) -> None:
+    """
+    Put which files are meant, and who asks, into a body; what was not given is left out.
+
+    Raises:
+        InputError: A token that cannot be sent on: refused before it is sent to anybody.
+    """
+    if include:
+        body["include"] = list(include)
+    if exclude:
+        body["exclude"] = list(exclude)
+    if token is not None:
+        Credentials(token)
+        body["token"] = token
 
 
 class Wire:

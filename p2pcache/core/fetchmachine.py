@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,7 @@ from p2pcache.core.fetchevents import (
     Look,
     RunEnded,
 )
+from p2pcache.core.fetchrun import Run
 from p2pcache.core.layout import Layout
 from p2pcache.core.ownership import Ownership
 from p2pcache.core.pace import Pace
@@ -43,7 +44,7 @@ from p2pcache.core.planner import (
     plan_requests,
 )
 from p2pcache.core.readers import Readers
-from p2pcache.core.tenure import LEASE_S, Tenure
+from p2pcache.core.tenure import Tenure
 from p2pcache.core.transitions import (
     BROKEN_REST_S,
     CHUNK_TRANSITIONS,
@@ -61,9 +62,10 @@ if TYPE_CHECKING:
 # After so many refusals without a chunk in between, a peer's word on a chunk is not believed.
 REFUSALS_IN_A_ROW_MAX = 3
 # One that says "busy" is believed for longer, and not for ever: it may hold up what others have.
-BUSY_IN_A_ROW_MAX = 12
-# A chunk without another holder is taken from the hub if the rest would take so much longer yet.
-STANDING_S = 2 * LEASE_S
+# In a crowd all turn to whoever has what is rare, and come to it one after the other.
+BUSY_IN_A_ROW_MAX = 40
+# A run whose chunk takes so long leaves room for another one: its source is slow, not our line.
+LATE_RUN_S = 2.0
 # Who was given up is not asked again at once: its queue is what made it late.
 OVERDUE_REST_S = 3.0
 # A run whose present chunk is further than this is not given up for another source.
@@ -72,27 +74,6 @@ KEPT_SHARE = 0.5
 WATCH_INTERVAL_S = 0.25
 # Looked at for who owes what; more would only find the same members again.
 OWING_SAMPLE_CHUNKS = 256
-
-
-@dataclass(slots=True)
-class Run:
-    """One request under way."""
-
-    request: RunRequest
-    begun_s: float
-    # The last time that a chunk of it came.
-    chunk_s: float
-    received_bytes: int = 0
-    stored_bytes: int = 0
-    # Of these, the ones that came first.
-    new_bytes: int = 0
-    reserved_bytes: int = 0
-    is_cancelled: bool = False
-
-    @property
-    def partial_bytes(self) -> int:
-        """Return what has come of the chunk that is coming; what came is counted at each look."""
-        return max(0, self.received_bytes - self.stored_bytes)
 
 
 class FetchMachine:
@@ -119,8 +100,9 @@ class FetchMachine:
         count = layout.chunk_count
         self.blob, self.layout = blob, layout
         self.have, self.inflight = Bitfield(count), Bitfield(count)
-        # First copies under way: what peers are told of.
-        self.intent = Bitfield(count)
+        # First copies under way: what peers are told of; among them are the ones whose start is
+        # kept while the hub, which broke off, is left alone.
+        self.intent, self.begun = Bitfield(count), set[int]()
         self.asked: dict[int, set[str]] = {}
         self.runs: dict[int, Run] = {}
         self.readers = Readers()
@@ -184,7 +166,7 @@ class FetchMachine:
                 asked.discard(source_id)
             case ChunkEvent.STORE:
                 self.have.add(index)
-                self.intent.discard(index)
+                self._drop_intent(index)
             case ChunkEvent.FORGET:
                 self.have.discard(index)
         if asked:
@@ -246,14 +228,24 @@ class FetchMachine:
         kept_bytes = run.stored_bytes if source_id != UPSTREAM else run.received_bytes
         self._pace.extra.spent += max(0, run.received_bytes - kept_bytes)
         self._pace.extra.spent += run.stored_bytes - run.new_bytes
+        present = self._present_chunk(run)
+        is_begun = present not in self.have and (run.partial_bytes > 0 or present in self.begun)
         for index in request.chunk_indexes:
             self.note_answered(index, source_id)
             if not any(self._is_first_copy(i, index) for i in self.runs.values()):
-                self.intent.discard(index)
+                self._drop_intent(index)
+        if event.outcome is Outcome.UPSTREAM_FAILED and is_begun:
+            # Else another member takes it meanwhile, and the hub sends its start again.
+            self.begun.add(present)
+            self.intent.add(present)
         if source_id == UPSTREAM:
             self._note_upstream(event, now_s)
             return []
         return self._judge(event, request, now_s)
+
+    def _drop_intent(self, index: int) -> None:
+        self.intent.discard(index)
+        self.begun.discard(index)
 
     @staticmethod
     def _is_first_copy(run: Run, index: int) -> bool:
@@ -319,6 +311,10 @@ class FetchMachine:
         can_ask_hub = look.can_fetch_upstream and self.patience.may_ask(now_s)
         is_cut_off = not can_ask_hub and not (look.relays and find_lone_seeder(peers))
         self._watch(peers, now_s, is_distrusted=look.is_distrusted, is_cut_off=is_cut_off)
+        is_hopeless = not look.can_fetch_upstream or self.patience.is_given_up()
+        for index in self.begun - set(self.inflight):
+            if is_hopeless or self._self_id in self.stalled or any(index in p.have for p in peers):
+                self._drop_intent(index)
         is_fenced = self.fence.look(peers, now_s=now_s)
         starving = self.readers.find_starving(self.have, now_s=now_s)
         view = FetchView(
@@ -333,6 +329,7 @@ class FetchMachine:
             starving=starving,
             next_for_readers=self.readers.find_next(self.have.length),
             asked=self.asked,
+            begun=self.begun,
             stalled=self.stalled,
             lapsed=self._lapsed,
             upstream_free=look.upstream_free,
@@ -340,6 +337,8 @@ class FetchMachine:
             may_steal=self.fence.may_steal(),
             ownership=self._ownership,
             is_fenced=is_fenced,
+            is_crowded=bool(look.crowd),
+            further_runs_inflight=self._count_further_runs(now_s),
             expected=look.crowd if self.fence.is_settling() else frozenset(),
         )
         over = dict.fromkeys(
@@ -382,6 +381,15 @@ class FetchMachine:
     def is_anyone_asked(self) -> bool:
         """Return whether a run from a peer is under way."""
         return any(run.request.source_id != UPSTREAM for run in self.runs.values())
+
+    def _count_further_runs(self, now_s: float) -> int:
+        """Return the runs from peers, first copies not counted, that are not late."""
+        return sum(
+            run.request.source_id != UPSTREAM
+            and not run.request.is_first_copy
+            and now_s - run.chunk_s < LATE_RUN_S
+            for run in self.runs.values()
+        )
 
     def list_tried(self) -> list[str]:
         """Return the peers that were asked and did not give what they were asked for."""
@@ -431,8 +439,10 @@ class FetchMachine:
             tenure.excuse(now_s=now_s)
         owed = self._find_owed(peers)
         claims = [(p.peer_id, i) for p in peers if p.is_fetching for i in p.intent]
+        # Not our own: whether we will bring what we owe, we know, and whoever gave us up says so.
+        claims += [(owner, i) for owner, i in owed if owner != self._self_id]
         tenure.note_claims(
-            [*claims, *owed],
+            claims,
             self.layout.length_of,
             now_s=now_s,
             chunk_s=self._pace.hub_chunk.quantile_s(0.95),
@@ -518,7 +528,7 @@ class FetchMachine:
         if has_other:
             # Its other chunks go elsewhere too; it is tried again once it has given what it owes.
             self.resting_until_s[run.request.source_id] = until_s
-        elif can_ask_hub and _is_standing(run, length, partial_bytes, now_s):
+        elif can_ask_hub and run.is_standing(length, now_s=now_s):
             self.shunned_until_s[run.request.source_id] = until_s
         else:
             return False
@@ -571,14 +581,3 @@ class FetchMachine:
         """Return whether the owner of a chunk that we took over has begun it at the same time."""
         owner = self._ownership.owner_of(index)
         return any(p.peer_id == owner and index in p.intent for p in peers)
-
-
-def _is_standing(run: Run, length: int, partial_bytes: int, now_s: float) -> bool:
-    """
-    Return whether a chunk comes so slowly that even the hub is the better source.
-
-    A swarm that is slow is not a reason to go upstream; one that all but stands still is.
-    """
-    waited_s = now_s - run.chunk_s
-    left_bytes = length - partial_bytes
-    return waited_s > LEASE_S and left_bytes * waited_s > STANDING_S * max(1, partial_bytes)

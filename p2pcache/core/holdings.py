@@ -117,5 +117,5 @@ def _read_eta(message: object) -> Eta | None:
 def _read_seconds(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    is_possible = value >= 0 and math.isfinite(value)
-    return min(float(value), ETA_S_MAX) if is_possible else None
+    # Whole numbers of JSON have no end: one that no float holds is compared before it is made one.
+    return float(min(value, ETA_S_MAX)) if 0 <= value < math.inf else None

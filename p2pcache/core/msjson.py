@@ -47,8 +47,18 @@ class FileList:
 
     @property
     def folders(self) -> list[str]:
-        """Return the paths of the folders."""
-        return [_path_of(item) for item in self.items if _is_folder(item)]
+        """
+        Return the paths of the folders.
+
+        Raises:
+            UpstreamProtocolError: One that cannot be.
+        """
+        try:
+            return [parse_path(_path_of(item)) for item in self.items if _is_folder(item)]
+        except InputError as error:
+            raise UpstreamProtocolError(
+                f"The hub lists a folder that cannot be stored safely: {error}"
+            ) from error
 
 
 def read_envelope(answer: object) -> Envelope | None:
@@ -75,7 +85,7 @@ def find_commit(content: object) -> str | None:
         UpstreamProtocolError: It is no such list.
     """
     commits = content.get("Commit") if isinstance(content, dict) else content
-    if not commits:
+    if commits is None or commits == []:
         return None
     first = commits[0] if isinstance(commits, list) else None
     commit = first.get("Id") if isinstance(first, dict) else None

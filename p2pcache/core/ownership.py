@@ -51,4 +51,6 @@ class Ownership:
     def next_owner_of(self, chunk_index: int, without: Iterable[str]) -> str | None:
         """Return who owes a chunk when some members failed with this one."""
         failed = set(without)
+        if not failed:
+            return self.owner_of(chunk_index)  # remembered; asked for at every look
         return find_owner(self._blob, chunk_index, (m for m in self._crew if m not in failed))

@@ -4,7 +4,8 @@ Owns the choice of what to ask of whom next, for one blob.
 Knows nothing of sockets, tasks or clocks: views in, requests out.
 Invariants: a chunk is asked of one source at a time, but for a second one that rescues a waiting
 reader or a chunk that takes too long; a first copy, from upstream or from a lone seeder, is asked
-for only by the chunk's owner or for a waiting reader; equal inputs give equal plans.
+for only by the chunk's owner, by who has its start, or for a waiting reader; equal inputs give
+equal plans.
 Source: design.md §6; BEP 3 (rarest first); ownership.py for owners.
 """
 
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
-from p2pcache.core.ownership import Ownership
+from p2pcache.core.ownership import CROWD_MEMBERS_MIN, Ownership
 from p2pcache.core.rendezvous import find_owner, find_place
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ class PlannerLimits:
     # With so many peers that have something to give, one run each does that already; more would
     # only make each chunk take longer.
     many_peers: int = 4
+    # In a crowd that has only a lone seeder, so many runs of further copies at once: links are
+    # full of them, and with more each chunk comes later and is passed on later.
+    crowd_runs_max: int = 4
     # Hubs give one connection a share of their link; so many, of the whole swarm, come near all
     # of it. More would only make each chunk take longer, and lose more when a member dies.
     swarm_upstream_requests_max: int = 8
@@ -112,6 +116,8 @@ class FetchView:
     next_for_readers: Sequence[int] = ()
     # Whom each chunk in flight was asked of.
     asked: Mapping[int, Set[str]] = field(default_factory=dict)
+    # Missing chunks that are announced though nobody is asked for them: we have their start.
+    begun: Set[int] = frozenset()
     # Members, we among them, that owe nothing: they make no progress, or far less than the others.
     stalled: Set[str] = frozenset()
     # Members that had a chunk's lease and let it run out.
@@ -126,6 +132,10 @@ class FetchView:
     is_fenced: bool = False
     # Of many that may be starting now: whoever of them would be an owner begins.
     expected: Set[str] = frozenset()
+    # Runs of further copies that are under way and move.
+    further_runs_inflight: int = 0
+    # Whether more daemons are known than talk to each other: those we ask serve few at once.
+    is_crowded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +182,9 @@ class _Draft:
         self.requests: list[RunRequest] = []
         self.owners = view.ownership or Ownership(view.blob)
         self.lone = find_lone_seeder(view.peers) if view.relays else None
+        fetching = sum(1 for p in view.peers if p.is_fetching)
+        is_crowd = view.is_crowded and fetching >= CROWD_MEMBERS_MIN
+        self.is_lone_crowd = self.lone is not None and is_crowd
         self.best_bps = max((p.rate_bps for p in view.peers), default=0.0)
         givers = sum(1 for p in view.peers if p.have and not self.is_slow(p))
         self.runs_a_peer = 1 if givers >= limits.many_peers else limits.peer_requests_inflight_max
@@ -315,21 +328,35 @@ def _plan_peer_runs(draft: _Draft, first_copies: Bitfield, random: Random) -> No
     free_slots = sum(draft.slots[p.peer_id] for p in sources)
     # What is left, shared over the slots: the last chunks come from everybody at once.
     share_bytes = view.layout.measure(reachable) // max(1, free_slots)
+    runs_left = _count_further_runs(draft)
     for index in order:
+        if runs_left <= 0 and index not in rank:
+            break
         if index not in draft.missing:
             continue
         holders = [p for p in sources if index in p.have]
         quick = [p for p in holders if not draft.is_slow(p)]
         ready = [p for p in quick or holders if draft.slots[p.peer_id] > 0]
+        if draft.is_lone_crowd and len(ready) > 1:
+            # All would ask the lone seeder, since it is complete, and share its line.
+            ready = [p for p in ready if p is not draft.lone]
         if not ready:
             if not any(draft.slots[p.peer_id] for p in sources):
                 break
             continue
+        runs_left -= 1
         peer = _choose_peer(ready, draft.limits, random)
         bytes_max = min(draft.run_bytes_of(peer), max(share_bytes, draft.limits.run_bytes_min))
         allowed = peer.have - first_copies
         start = index if index in rank else _run_start(draft, index, allowed, bytes_max)
         draft.take(peer.peer_id, start, allowed, bytes_max, is_first=False)
+
+
+def _count_further_runs(draft: _Draft) -> int:
+    """Return how many runs of further copies may begin now."""
+    if not draft.is_lone_crowd:
+        return draft.view.layout.chunk_count
+    return draft.limits.crowd_runs_max - draft.view.further_runs_inflight
 
 
 def _is_needed(draft: _Draft) -> bool:
@@ -495,7 +522,7 @@ def find_owned(
             # All who count have failed with it: those who do not are better than nobody.
             others = [p.peer_id for p in view.peers if p.is_fetching and p.peer_id not in failed]
             owner = find_owner(view.blob, index, [*others, view.self_id])
-        if owner == view.self_id:
+        if owner == view.self_id or index in view.begun:
             owned.add(index)
             bytes_max -= view.layout.length_of(index)
             if bytes_max <= 0:

@@ -57,6 +57,17 @@ class Residency:
         return self.bytes_total - self.bytes_local
 
 
+def sum_whole(bytes_total: int, verified_wall_s: Iterable[float]) -> Residency:
+    """
+    Return what measure_residency() does of files that are all here and proven, in less time.
+
+    Args:
+        bytes_total: Of all of them.
+        verified_wall_s: When each was hashed.
+    """
+    return Residency(State.RESIDENT, bytes_total, bytes_total, min(verified_wall_s, default=None))
+
+
 def measure_residency(files: Iterable[FileResidency]) -> Residency:
     """Sum up a snapshot; one without files is resident."""
     total = local = 0

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from p2pcache.core.snapshot import FileEntry, Snapshot
+from p2pcache.errors import InputError
 
 SAFETENSORS = ".safetensors"
 # Formats that hold tensors under the same name as the safetensors beside them.
@@ -31,6 +32,8 @@ _WEIGHTS = (
     *_SIBLINGS, SAFETENSORS, ".h5", ".msgpack", ".ot", ".gguf", ".onnx", ".onnx_data", ".tflite",
     ".mlmodel",
 )  # fmt: skip
+# What can hold the same weights again; safetensors do only below one of the folders.
+_OTHERS = tuple(suffix for suffix in _WEIGHTS if suffix != SAFETENSORS)
 _SHARD = re.compile(r"(.+?)-(\d{1,6})-of-(\d{1,6})", re.ASCII)
 # The names under which a folder's own model is saved.
 _MODEL_STEMS = ("model", "diffusion_pytorch_model")
@@ -62,14 +65,34 @@ def plan_selection(
     With an include pattern exactly what matches is chosen. Without one, everything is but what
     holds the same weights as the safetensors that are chosen.
     """
-    files = snapshot.select(include, exclude)
+    files = snapshot.select(include, exclude) if include or exclude else snapshot.files
     if include:
         return Selection(tuple(files))
     spared = find_duplicates(files)
+    if not spared:
+        return Selection(tuple(files))
     return Selection(
         tuple(entry for entry in files if entry.path not in spared),
         tuple(entry for entry in files if entry.path in spared),
     )
+
+
+def get_selection(
+    snapshot: Snapshot, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> Selection:
+    """
+    Choose the files of a snapshot, at least one of those that it has.
+
+    Raises:
+        InputError: No file matches the patterns.
+    """
+    selection = plan_selection(snapshot, include, exclude)
+    if not selection.chosen and snapshot.files:
+        raise InputError(
+            f"No file of {snapshot.id.repo} matches these patterns; it has {len(snapshot.files)} "
+            f"files, for example {snapshot.files[0].path!r}."
+        )
+    return selection
 
 
 def select_default(files: Sequence[FileEntry]) -> tuple[FileEntry, ...]:
@@ -80,18 +103,22 @@ def select_default(files: Sequence[FileEntry]) -> tuple[FileEntry, ...]:
 
 def find_duplicates(files: Iterable[FileEntry]) -> frozenset[str]:
     """Return the paths of files that hold the same weights as whole safetensors among them."""
+    entries = list(files)
+    if not any(e.path.endswith(_OTHERS) or "/" in e.path for e in entries):
+        # Most models; who asks whether one is here does not wait for the rest.
+        return frozenset()
     folders: dict[str, list[FileEntry]] = defaultdict(list)
-    for entry in files:
+    for entry in entries:
         folders[entry.path.rpartition("/")[0]].append(entry)
     whole = {folder: sizes for folder in folders if (sizes := _find_whole(folders[folder]))}
     if not whole:
         return frozenset()
     found: set[str] = set()
-    for folder, entries in folders.items():
-        found |= _find_in(entries, whole.get(folder, {}))
+    for folder, inside in folders.items():
+        found |= _find_in(inside, whole.get(folder, {}))
         parent, _, name = folder.rpartition("/")
         if name in _FOLDERS and _model_bytes(whole.get(parent, {})):
-            found |= {entry.path for entry in entries if entry.path.endswith(_WEIGHTS)}
+            found |= {entry.path for entry in inside if entry.path.endswith(_WEIGHTS)}
     return frozenset(found)
 
 
@@ -101,11 +128,14 @@ def _find_in(entries: list[FileEntry], whole: dict[str, int]) -> set[str]:
     if not whole:
         return found
     if _model_bytes(whole):
-        found |= {e.path for e in entries if _WHOLE.fullmatch(e.path.rpartition("/")[2])}
+        others = [e.path for e in entries if e.path.endswith(_OTHERS)]
+        found |= {path for path in others if _WHOLE.fullmatch(path.rpartition("/")[2])}
     groups: dict[str, list[FileEntry]] = defaultdict(list)
     for entry in entries:
+        if not entry.path.endswith(_SIBLINGS):
+            continue
         stem, suffix = _split(entry.path)
-        if suffix in _SIBLINGS:
+        if suffix:
             groups[_stem_of(stem)].append(entry)
     for stem, group in groups.items():
         twin = "model" + stem.removeprefix("pytorch_model") if _is_torch(stem) else stem
@@ -121,11 +151,13 @@ def _find_whole(entries: list[FileEntry]) -> dict[str, int]:
     counts: dict[str, int] = {}
     sizes: dict[str, int] = defaultdict(int)
     for entry in entries:
+        if not entry.path.endswith(SAFETENSORS):
+            continue
         name, suffix = _split(entry.path)
-        if suffix != SAFETENSORS:
+        if not suffix:
             continue
         match = _SHARD.fullmatch(name)
-        stem = _stem_of(name)
+        stem = name if match is None else match[1]
         shards[stem].add(1 if match is None else int(match[2]))
         counts[stem] = 1 if match is None else int(match[3])
         sizes[stem] += entry.size_bytes

@@ -84,7 +84,7 @@ class Refusal(Enum):
 # A peer that has not what it said: it may have told us since.
 REFUSED_REST_S = 1.0
 # One that is busy, or whose chunks are still on their way to it, is asked again this soon.
-BUSY_REST_S = 0.5
+BUSY_REST_S = 0.25
 # One that broke off: a restarted daemon is back by then.
 BROKEN_REST_S = 3.0
 # One that crawled: its line will not be better in a minute, and others have the chunks.

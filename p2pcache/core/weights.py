@@ -127,9 +127,9 @@ def is_weight_file(path: str) -> bool:
 
 def choose_weight_files(files: Iterable[FileEntry]) -> list[FileEntry]:
     """Return the weight files of a model: its safetensors, else its GGUF files; each blob once."""
-    entries = list(files)
+    named = [(entry.path.lower(), entry) for entry in files]
     for suffix in _SUFFIXES.values():
-        chosen = {e.digest: e for e in entries if e.path.lower().endswith(suffix)}
+        chosen = {entry.digest: entry for name, entry in named if name.endswith(suffix)}
         if chosen:
             return list(chosen.values())
     return []
@@ -198,21 +198,34 @@ def _count_shapes(shapes: Counter[tuple[tuple[int, ...], int]]) -> tuple[ShapeCo
     return (*kept, ShapeCount((), rest_bytes, 1)) if rest_bytes else tuple(kept)
 
 
-def sum_weights(files: Sequence[FileWeights], file_bytes: int) -> Weights:
-    """Add up the files of one model; at least one, all of one format."""
+def sum_weights(
+    files: Sequence[FileWeights],
+    file_bytes: int,
+    file_count: int | None = None,
+    shapes: tuple[ShapeCount, ...] = (),
+) -> Weights:
+    """
+    Add up the files of one model.
+
+    Args:
+        files: At least one, all of one format; one may stand for several that were added up.
+        file_bytes: Of all files together.
+        file_count: How many they are, where one stands for several.
+        shapes: The shapes of files that were added up without theirs.
+    """
     params: dict[str, int] = {}
     for entry in files:
         for dtype, count in entry.params:
             params[dtype] = params.get(dtype, 0) + count
     return Weights(
         files[0].format,
-        len(files),
+        len(files) if file_count is None else file_count,
         file_bytes,
         sum(entry.tensors for entry in files),
         sum(entry.tensor_bytes for entry in files),
         max(entry.largest_tensor_bytes for entry in files),
         dict(sorted(params.items())),
-        tuple(shape for entry in files for shape in entry.shapes),
+        (*(shape for entry in files for shape in entry.shapes), *shapes),
     )
 
 
@@ -224,9 +237,9 @@ def params_to_text(params: Iterable[tuple[str, int]]) -> str:
     return json.dumps(dict(params), separators=(",", ":"))
 
 
-def params_from_text(text: str) -> tuple[tuple[str, int], ...]:
-    """Read what params_to_text() wrote."""
-    return tuple(json.loads(text).items())
+def params_from_texts(texts: str) -> list[tuple[str, int]]:
+    """Read what params_to_text() wrote for several files, with commas between them."""
+    return [pair for params in json.loads(f"[{texts}]") for pair in params.items()]
 
 
 def shapes_to_text(shapes: Iterable[ShapeCount]) -> str:

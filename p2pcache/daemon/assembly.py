@@ -61,6 +61,27 @@ def is_private_upstream(url: str) -> bool:
         return host == "localhost" or "." not in host or host.endswith((".internal", ".local"))
 
 
+def _settings_of(config: DaemonConfig, home: StoreHome) -> EngineSettings:
+    return EngineSettings(
+        store=home.root,
+        name=config.name,
+        peer_id=home.peer_id,
+        hf_upstream=config.hf_upstream.rstrip("/"),
+        trust_peers=config.trust_peers,
+        quota_bytes=config.quota_bytes,
+        free_floor_bytes=config.free_floor_bytes,
+        upstream_limit_bps=config.upstream_limit_bps,
+        download_limit_bps=config.download_limit_bps,
+        upload_limit_bps=config.upload_limit_bps,
+        peer_limit_bps=config.peer_limit_bps,
+        public_ttl_s=config.public_ttl_s,
+        offline_grace_s=config.offline_grace_s,
+        downloads_max=config.downloads_max,
+        allow_paths=config.allow_paths,
+        labels=config.labels,
+    )
+
+
 async def open_cache(config: DaemonConfig, stack: AsyncExitStack) -> Cache:
     """
     Lock the store, open the index, recover, connect the parts.
@@ -97,24 +118,7 @@ async def open_cache(config: DaemonConfig, stack: AsyncExitStack) -> Cache:
     )
     stack.callback(upstream_pool.close)
     context = Context(
-        settings=EngineSettings(
-            store=home.root,
-            name=config.name,
-            peer_id=home.peer_id,
-            hf_upstream=config.hf_upstream.rstrip("/"),
-            trust_peers=config.trust_peers,
-            quota_bytes=config.quota_bytes,
-            free_floor_bytes=config.free_floor_bytes,
-            upstream_limit_bps=config.upstream_limit_bps,
-            download_limit_bps=config.download_limit_bps,
-            upload_limit_bps=config.upload_limit_bps,
-            peer_limit_bps=config.peer_limit_bps,
-            public_ttl_s=config.public_ttl_s,
-            offline_grace_s=config.offline_grace_s,
-            downloads_max=config.downloads_max,
-            allow_paths=config.allow_paths,
-            labels=config.labels,
-        ),
+        settings=_settings_of(config, home),
         clock=clock,
         home=home,
         store=store,

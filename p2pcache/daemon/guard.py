@@ -10,19 +10,15 @@ Source: design.md §7 (local side); DNS-rebinding and cross-site request forgery
 from __future__ import annotations
 
 import hmac
-import re
 
 from aiohttp import web
 
-from p2pcache.core.credentials import ANONYMOUS, Credentials
 from p2pcache.daemon.answers import Handler, answer_error
 from p2pcache.errors import ForbiddenError, InputError, MissingTokenError
 
 MANAGEMENT_PREFIX = "/_p2pcache/"
 DOWNLOAD_ALIAS = "/api/v1/models/download"
 _READING = ("GET", "HEAD")
-# What an admin token looks like: one of another store is no hub's business either.
-_ADMIN_TOKEN = re.compile(r"Bearer\s+[0-9a-f]{64}\s*", re.ASCII | re.IGNORECASE)
 
 
 class Guard:
@@ -53,13 +49,6 @@ class Guard:
         return scheme == "Bearer" and hmac.compare_digest(
             token.encode("utf-8", "surrogateescape"), self._admin_token.encode()
         )
-
-    def read_caller(self, request: web.Request) -> Credentials:
-        """Return the hub token that a request to the management API shows, if it is one."""
-        header = request.headers.get("Authorization")
-        if header is None or _ADMIN_TOKEN.fullmatch(header.strip()):
-            return ANONYMOUS
-        return Credentials.from_authorization(header)
 
     def _check_origin(self, request: web.Request) -> None:
         hosts = request.headers.getall("Host", [])

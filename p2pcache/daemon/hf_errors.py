@@ -44,7 +44,7 @@ _CODES: dict[type[P2PCacheError], str] = {
 _NO_REPOSITORY = (
     "Repository not found, or it is private; check its name, and that your token may read it."
 )
-_NO_ANSWER: dict[type[SourceError], str] = {
+NO_ANSWER: dict[type[P2PCacheError], str] = {
     UpstreamUnreachableError: (
         "The hub does not answer, and this is not cached here for everybody; check the network, "
         "or ask for what is cached. While peers have it, --trust-peers believes what they say."
@@ -96,4 +96,4 @@ def _choose_message(error: P2PCacheError) -> str:
             return INVALID_CREDENTIALS
         if DISABLED in message:
             return DISABLED
-    return _NO_ANSWER.get(type(error), message) if isinstance(error, SourceError) else message
+    return NO_ANSWER.get(type(error), message) if isinstance(error, SourceError) else message

@@ -17,7 +17,7 @@ from p2pcache.daemon.hf_files import HubFiles
 from p2pcache.daemon.hf_metadata import HubMetadata
 from p2pcache.daemon.hf_origin import find_base, split_prefix
 from p2pcache.daemon.hf_passage import Passage, Question
-from p2pcache.daemon.hf_path import parse_api_address, parse_file_address
+from p2pcache.daemon.hf_path import check_forwardable, parse_api_address, parse_file_address
 from p2pcache.daemon.interim import hold
 from p2pcache.engine.cache import Cache
 from p2pcache.errors import NotFoundError, P2PCacheError
@@ -63,6 +63,7 @@ class HuggingFaceGateway:
             raise NotFoundError(
                 f"{request.method} {request.path[:200]} is nothing that is served here."
             )
+        check_forwardable(address, ("/api/",))
         body = await request.read() if request.method == "POST" else b""
         base = find_base(request, prefix)
         question = Question(request.method, address, body, credentials, base)

@@ -72,11 +72,23 @@ class HubMetadata:
     async def _recall(self, address: ApiAddress, question: Question) -> web.Response:
         """Answer with what the hub said of late; while it is away, with what is known here."""
         repo = address.reference.repo
-        public = dict(await self._cache.librarian.list_public_branches(repo))
-        if not public and not question.credentials.is_anonymous:
-            return await self._passage.share(question)
+        librarian, credentials = self._cache.librarian, question.credentials
+        public = dict(await librarian.list_public_branches(repo))
+        if not public and not credentials.is_anonymous:
+            # Most ask about files too, and what is heard then is enough for this.
+            row = await librarian.settle(repo, credentials)
+            if row is None or not await self._cache.access.may_list(row.snapshot, credentials):
+                return await self._passage.share(question)
+            public = dict(await librarian.list_public_branches(repo))
         try:
-            response = await self._passage.recall(question, allows_stale=bool(public))
+            limit_s = self._cache.access.visibility.find_limit_s(repo)
+            response = await self._passage.recall(
+                question, limit_s=limit_s, allows_stale=bool(public)
+            )
+        except UpstreamAuthError:
+            # The hub did answer. What it refuses to this token may be refused to all by now.
+            await self._cache.access.note_refused(repo, question.credentials)
+            raise
         except SourceError:
             if address.action != "refs" or not public:
                 raise
@@ -109,7 +121,11 @@ class HubMetadata:
                 raise
         if is_expanded:
             try:
-                return await self._passage.recall(self._at_commit(address, question, resolved))
+                # Whether it is public was just asked, if that was not known.
+                asked = self._at_commit(address, question, resolved)
+                return await self._passage.recall(asked, limit_s=float("-inf"))
+            except UpstreamAuthError:
+                raise  # the hub did answer
             except SourceError:
                 if "cursor" in query:
                     raise  # pages of two lists would be one list with gaps

@@ -9,7 +9,6 @@ Source: docs/reference/hub-dialect.md (metadata).
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import json
@@ -33,8 +32,6 @@ from p2pcache.hubs.base import ForwardedAnswer
 # Lists of branches and expanded trees have some ten KB; one page of either is below a MB.
 KEPT_BYTES_MAX = 32 * 1024 * 1024
 KEPT_ANSWER_BYTES_MAX = 4 * 1024 * 1024
-# Those who asked together take their answer in the next turns of the event loop.
-SHARED_S = 1.0
 _HIDING_CODES = ("RepoNotFound", "GatedRepo")
 _KEY = secrets.token_bytes(32)
 
@@ -73,7 +70,6 @@ class Passage:
         self._context = context
         self._flights = SingleFlight()
         self._questions = FreshFlight()
-        self._shared: dict[bytes, ForwardedAnswer] = {}
         self._kept: OrderedDict[bytes, Kept] = OrderedDict()
         self._kept_bytes = 0
 
@@ -89,36 +85,28 @@ class Passage:
 
     async def share(self, question: Question) -> web.Response:
         """Ask together with whoever asks the same at the same time. Raises as forward()."""
-
-        key = question.key
-
-        async def ask() -> None:
-            answer = self._shared[key] = await self._ask(question)
-            asyncio.get_running_loop().call_later(SHARED_S, self._forget_shared, key, answer)
-
-        await self._questions.run(key, ask)
-        answer = self._shared.get(key)
-        if answer is None:  # the event loop was held up for longer than that
-            return await self.forward(question)
+        answer = await self._questions.run(question.key, lambda: self._ask(question))
         return self._answer(answer, question)
 
-    def _forget_shared(self, key: bytes, answer: ForwardedAnswer) -> None:
-        if self._shared.get(key) is answer:
-            del self._shared[key]
-
-    async def recall(self, question: Question, *, allows_stale: bool = True) -> web.Response:
+    async def recall(
+        self, question: Question, *, limit_s: float, allows_stale: bool = True
+    ) -> web.Response:
         """
         Return an answer that is not older than a branch's, or the hub's; an older one, marked,
         when the hub does not answer.
 
         Args:
+            question: What is asked for: something that the hub shows to anybody.
+            limit_s: When the hub last may have changed its mind; nothing older counts while it
+                answers.
             allows_stale: Whether an older one may be given: what it tells is for everybody.
 
         Raises:
             SourceError: The hub does not answer, and never did.
         """
         kept, now_s = self._kept.get(question.key), self._context.clock.monotonic_s()
-        if kept is not None and now_s - kept.at_s < self._context.settings.ref_ttl_s:
+        oldest_s = max(limit_s, now_s - self._context.settings.ref_ttl_s)
+        if kept is not None and oldest_s < kept.at_s:
             return self._answer(kept.answer, question)
         try:
             answer = await self._flights.run(question.key, lambda: self._ask_to_keep(question))

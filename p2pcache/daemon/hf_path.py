@@ -42,6 +42,19 @@ def _decode(part: str) -> str:
         raise InvalidNameError(f"{part[:80]!r} is not UTF-8.") from error
 
 
+def check_forwardable(address: str, prefixes: tuple[str, ...]) -> None:
+    """
+    Insist that an address that is passed on stays where it says that it is: on this hub's API.
+
+    Raises:
+        InvalidNameError: It begins otherwise, in its letters as sent, or leads up.
+    """
+    path = address.partition("?")[0]
+    steps = [_decode(part) for part in path.split("/")]
+    if not path.startswith(prefixes) or any(step in (".", "..") for step in steps):
+        raise InvalidNameError(f"{address[:80]!r} is no address that is passed on to the hub.")
+
+
 def parse_file_address(raw_path: str) -> FileAddress | None:
     """
     Read the address of a file; None when it is not one.

@@ -14,8 +14,6 @@ import json
 from aiohttp import web
 
 from p2pcache import __version__
-from p2pcache.core.jobs import PATTERN_CHARS_MAX, get_texts
-from p2pcache.core.jobs import PATTERNS_MAX as PATTERNS_MAX
 from p2pcache.core.peers import Fault
 from p2pcache.core.refs import ModelReference
 from p2pcache.core.residency import State
@@ -171,8 +169,3 @@ def get_optional_text(message: dict[str, object], key: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise InputError(f"{key!r} is text.")
     return value
-
-
-def get_patterns(message: dict[str, object], key: str) -> tuple[str, ...]:
-    """Return a list of globs; one alone may be given as text."""
-    return get_texts(message, key, count_max=PATTERNS_MAX, chars_max=PATTERN_CHARS_MAX)

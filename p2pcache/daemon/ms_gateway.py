@@ -16,10 +16,13 @@ import secrets
 from aiohttp import web
 
 from p2pcache.core.credentials import Credentials
-from p2pcache.core.msjson import CODE_NO_TREE, CODE_NOT_FOUND
+from p2pcache.core.msjson import CODE_NO_ACCESS, CODE_NO_TREE, CODE_NOT_FOUND
 from p2pcache.core.refs import ModelReference, RepoId, SnapshotId
 from p2pcache.core.snapshot import FileEntry
+from p2pcache.core.upstream import error_of_answer
 from p2pcache.daemon.filebody import find_early_answer, make_head, send_body
+from p2pcache.daemon.hf_errors import NO_ANSWER
+from p2pcache.daemon.hf_path import check_forwardable
 from p2pcache.daemon.interim import hold
 from p2pcache.daemon.ms_listing import (
     describe_revisions,
@@ -35,6 +38,7 @@ from p2pcache.engine.librarian import Resolved
 from p2pcache.errors import (
     EntryNotFoundError,
     ForbiddenError,
+    GatedRepositoryError,
     InvalidRangeError,
     NotFoundError,
     P2PCacheError,
@@ -46,6 +50,7 @@ from p2pcache.errors import (
 )
 from p2pcache.hubs.base import ForwardedAnswer
 from p2pcache.hubs.modelscope import SESSION_COOKIE
+from p2pcache.hubs.router import MODELSCOPE_PATHS
 from p2pcache.store.catalogue import SnapshotRow
 
 log = logging.getLogger(__name__)
@@ -56,6 +61,7 @@ _LOGIN_PATH = "/api/v1/login"
 _COUNTER_SUFFIX = "/download/increase"
 _READING = ("GET", "HEAD")
 _HIDING_STATUSES = (401, 403, 404)
+_UNABLE_STATUSES = (408, 425, 429)
 _NOT_SHOWN = (
     "record not found: the hub has no such repository, or does not show it to you; check its "
     "name, or pass a token."
@@ -63,6 +69,7 @@ _NOT_SHOWN = (
 _ERROR_CODES: dict[type[P2PCacheError], int] = {
     RepositoryNotFoundError: CODE_NOT_FOUND,
     RevisionNotFoundError: CODE_NO_TREE,
+    GatedRepositoryError: CODE_NO_ACCESS,
 }
 
 
@@ -90,6 +97,7 @@ class ModelScopeGateway:
 
     async def _route(self, request: web.Request, credentials: Credentials) -> web.StreamResponse:
         raw_path = "/" + request.raw_path.lstrip("/")
+        check_forwardable(raw_path, MODELSCOPE_PATHS)
         path = raw_path.partition("?")[0]
         if path == _REGION_PATH:
             return web.json_response(wrap({"InternalRegionQueryAddress": ""}))
@@ -161,6 +169,11 @@ class ModelScopeGateway:
                 error = RepositoryNotFoundError(_NOT_SHOWN)
                 access.note_hidden(snapshot, credentials, error)
                 raise error
+            if answer.status in _UNABLE_STATUSES or answer.status >= 500:
+                has_token = not credentials.is_anonymous
+                raise error_of_answer(
+                    answer.status, answer.headers, "this repository", has_token=has_token
+                )
             return _answer_as(answer)
         entries = self._list(resolved, address)
         if not entries and address.path:
@@ -181,17 +194,25 @@ class ModelScopeGateway:
         credentials: Credentials,
     ) -> web.StreamResponse:
         """Answer what the hub says of a repository; while it is away, what is known of it here."""
+        repo = address.reference.repo
+        known = await self._find_public(repo)
+        if known is None and not credentials.is_anonymous:
+            # What one caller may see is asked about each time.
+            return _answer_as(await hold(request, self._passage.share(raw_path, credentials)))
+        limit_s = self._cache.access.visibility.find_limit_s(repo)
+        recalled = self._passage.recall(raw_path, credentials, limit_s=limit_s)
         try:
-            return _answer_as(await hold(request, self._passage.recall(raw_path, credentials)))
+            return _answer_as(await hold(request, recalled))
         except SourceError:
-            known = await self._find_public(address.reference.repo)
+            # Anew: somebody may have heard a no meanwhile.
+            known = await self._find_public(repo)
             if known is None:
                 raise
         row, branches = known
         if address.action == "revisions":
             return web.json_response(wrap(describe_revisions(row, branches)))
         about = (row.about or {}).get("repository")
-        owner, _, name = address.reference.repo.name.partition("/")
+        owner, _, name = repo.name.partition("/")
         return web.json_response(wrap(about or {"Path": owner, "Name": name}))
 
     async def _find_public(self, repo: RepoId) -> tuple[SnapshotRow, list[tuple[str, str]]] | None:
@@ -266,10 +287,12 @@ def answer_hub_error(error: P2PCacheError) -> web.Response:
     said = _find_answer(error)
     if said is not None:
         return web.Response(status=200, body=said, content_type="application/json")
-    status, message = error.http_status, str(error)
+    status, message = error.http_status, NO_ANSWER.get(type(error), str(error))
     if isinstance(error, RepositoryNotFoundError):
-        # Our own words name commit and file of what is cached: not for whom the hub hides it from.
+        # Other words name commit and file of what is cached: not for whom the hub hides it from.
         message = _NOT_SHOWN
+    if isinstance(error, GatedRepositoryError):
+        status = 404  # what the hub says of its files
     code = _ERROR_CODES.get(type(error), status)
     response = web.json_response(wrap_error(code, message), status=status)
     if isinstance(error, InvalidRangeError) and error.size_bytes is not None:

@@ -18,6 +18,7 @@ from collections import OrderedDict
 from p2pcache.core.credentials import Credentials
 from p2pcache.core.msjson import read_envelope
 from p2pcache.engine.context import Context
+from p2pcache.engine.fresh import FreshFlight
 from p2pcache.engine.single import SingleFlight
 from p2pcache.errors import UpstreamUnreachableError
 from p2pcache.hubs.base import ForwardedAnswer
@@ -34,6 +35,7 @@ class ModelScopePassage:
         self._context = context
         self._secret = secrets.token_bytes(32)
         self._flights = SingleFlight()
+        self._questions = FreshFlight()
         self._kept: OrderedDict[bytes, tuple[float, ForwardedAnswer]] = OrderedDict()
         self._kept_bytes = 0
 
@@ -48,24 +50,40 @@ class ModelScopePassage:
         """
         return await self._context.hub.forward(method, raw_path, body, credentials)
 
-    async def recall(self, raw_path: str, credentials: Credentials) -> ForwardedAnswer:
+    async def recall(
+        self, raw_path: str, credentials: Credentials, *, limit_s: float
+    ) -> ForwardedAnswer:
         """
         Return what the hub answered this caller no longer ago than a branch is believed, or now.
+
+        Args:
+            raw_path: What is asked for: something that the hub shows to anybody.
+            credentials: Who asks.
+            limit_s: When the hub last may have changed its mind; nothing older counts.
 
         Raises:
             SourceError: The hub does not answer.
         """
-        text = raw_path.encode() + b"\0" + credentials.secret_bytes()
-        key = hmac.digest(self._secret, text, hashlib.sha256)
+        key = self._key_of(raw_path, credentials)
         now_s = self._context.clock.monotonic_s()
         kept = self._kept.get(key)
-        if kept is not None and now_s - kept[0] < self._context.settings.ref_ttl_s:
+        if kept is not None and max(limit_s, now_s - self._context.settings.ref_ttl_s) < kept[0]:
             return kept[1]
         return await self._flights.run(key, lambda: self._ask(key, raw_path, credentials))
+
+    async def share(self, raw_path: str, credentials: Credentials) -> ForwardedAnswer:
+        """Ask together with whoever has not begun to ask the same. Raises as recall()."""
+        key = self._key_of(raw_path, credentials)
+        return await self._questions.run(key, lambda: self._ask(key, raw_path, credentials))
 
     async def close(self) -> None:
         """Stop asking."""
         await self._flights.close()
+        await self._questions.close()
+
+    def _key_of(self, raw_path: str, credentials: Credentials) -> bytes:
+        text = raw_path.encode() + b"\0" + credentials.secret_bytes()
+        return hmac.digest(self._secret, text, hashlib.sha256)
 
     async def _ask(self, key: bytes, raw_path: str, credentials: Credentials) -> ForwardedAnswer:
         answer = await self.forward("GET", raw_path, b"", credentials)

@@ -23,6 +23,7 @@ from p2pcache.core.holdings import HoldingsQuestion
 from p2pcache.core.messages import Exchange, snapshot_to_json, table_to_json
 from p2pcache.core.refs import ModelReference, RepoId, parse_revision
 from p2pcache.core.saidrefs import SaidRef
+from p2pcache.core.turns import UploadTurns
 from p2pcache.daemon.answers import Handler, answer_error
 from p2pcache.daemon.sending import send_file_range
 from p2pcache.engine.cache import Cache
@@ -53,6 +54,7 @@ class PeerApi:
         self._uploads = asyncio.Semaphore(caps.count_uploads(UPLOADS_INFLIGHT_MAX))
         self._uploads_per_host_max = caps.count_runs(UPLOADS_INFLIGHT_MAX)
         self._uploads_by_host: Counter[str] = Counter()
+        self._turns = UploadTurns()
 
     def add_routes(self, app: web.Application) -> None:
         """Put the handlers in."""
@@ -94,11 +96,18 @@ class PeerApi:
         return await self._send(request, await self._cache.open_chunk(digest))
 
     async def _send(self, request: web.Request, run: ChunkRun) -> web.StreamResponse:
-        host = request.remote or ""
+        host, now_s = request.remote or "", self._cache.context.clock.monotonic_s()
+        may_begin = self._turns.may_begin(
+            host,
+            is_crowded=self._cache.swarm.neighbourhood.is_crowded,
+            is_fetching=bool(self._cache.fetches.iter_active()),
+            now_s=now_s,
+        )
+        turn = self._turns.begin(host, now_s=now_s) if may_begin else 0
         self._uploads_by_host[host] += 1
         try:
             is_host_busy = self._uploads_by_host[host] > self._uploads_per_host_max
-            if is_host_busy or self._uploads.locked():
+            if not may_begin or is_host_busy or self._uploads.locked():
                 raise DaemonBusyError("Too many uploads are under way; come back soon.")
             async with self._uploads:
                 response = web.StreamResponse(
@@ -114,6 +123,7 @@ class PeerApi:
                 await response.write_eof()
                 return response
         finally:
+            self._turns.end(turn)
             self._uploads_by_host[host] -= 1
             if not self._uploads_by_host[host]:
                 del self._uploads_by_host[host]

@@ -83,11 +83,6 @@ class MdnsDiscovery:
         self._requests: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def candidate_count(self) -> int:
-        """How many candidates are tracked now; never more than candidates_max."""
-        return len(self._table)
-
     async def start(
         self,
         announcement: Announcement,

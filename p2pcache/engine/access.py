@@ -13,9 +13,9 @@ Source: design.md §7; docs/decisions/0019-how-old-a-yes-may-be.md.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import Counter, OrderedDict
+from contextlib import AbstractContextManager, nullcontext
 
 from p2pcache.core.credentials import Credentials
 from p2pcache.core.refs import ModelReference, RepoId, SnapshotId
@@ -23,6 +23,8 @@ from p2pcache.core.snapshot import Snapshot
 from p2pcache.engine.context import Context
 from p2pcache.engine.fresh import FreshFlight
 from p2pcache.engine.grants import Grants
+from p2pcache.engine.silence import Silences
+from p2pcache.engine.single import SingleFlight
 from p2pcache.engine.visibility import (
     REFUSED,
     UNANSWERED,
@@ -30,7 +32,12 @@ from p2pcache.engine.visibility import (
     choose_file,
     is_scarce_now,
 )
-from p2pcache.errors import P2PCacheError, RepositoryNotFoundError, UpstreamAuthError
+from p2pcache.errors import (
+    P2PCacheError,
+    RepositoryNotFoundError,
+    UpstreamAuthError,
+    UpstreamUnreachableError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +45,8 @@ log = logging.getLogger(__name__)
 REFUSAL_TTL_S = 2.0
 # Distinct (token, snapshot) pairs within these seconds; the oldest goes.
 REFUSALS_MAX = 4096
+# What is said of a repository, or of a token, as a whole; a gated one shows that it is there.
+_HIDING = (RepositoryNotFoundError, UpstreamAuthError)
 
 
 class Access:
@@ -46,8 +55,12 @@ class Access:
     def __init__(self, context: Context) -> None:
         self._context = context
         self.visibility = Visibility(context)
+        # Shared with whoever asks about names that are not here: both are told the same.
+        self.silences = Silences(context.clock)
         self._grants = Grants(context.clock)
         self._questions = FreshFlight()
+        # What was asked of a token and a snapshot while nobody knew whether it is public.
+        self._first_questions = SingleFlight()
         # Not the errors themselves: these hold on to the frames that they passed through.
         self._refusals: OrderedDict[
             tuple[bytes, SnapshotId], tuple[float, type[P2PCacheError], str]
@@ -104,16 +117,17 @@ class Access:
             await self._ask(snapshot, credentials, path)
             return False
         self._check_not_hidden(snapshot, credentials)
-        if credentials.is_anonymous:
-            proof = await self.visibility.prove(snapshot)
-            if proof.error is not None:
-                self.note_hidden(snapshot, credentials, proof.error)
-                raise proof.error
-            return True
-        if not self.visibility.was_refused_lately(snapshot.id):
-            return await self._ask_both(snapshot, credentials, path)
-        await self._ask(snapshot, credentials, path)
-        return False
+        with self._asking_as_unknown(snapshot, credentials):
+            if credentials.is_anonymous:
+                proof = await self.visibility.prove(snapshot)
+                if proof.error is not None:
+                    self.note_hidden(snapshot, credentials, proof.error)
+                    raise proof.error
+                return True
+            if not self.visibility.was_refused_lately(snapshot.id):
+                return await self._ask_both(snapshot, credentials, path)
+            await self._ask(snapshot, credentials, path)
+            return False
 
     async def may_list(self, snapshot: Snapshot, credentials: Credentials) -> bool:
         """
@@ -128,20 +142,30 @@ class Access:
         if await self.visibility.find_age_s(snapshot.id) is None:
             self._check_not_hidden(snapshot, credentials)
             if self.visibility.was_refused_lately(snapshot.id):
-                return False
+                with self._asking_as_unknown(snapshot, credentials):
+                    return False
             if not credentials.is_anonymous:
-                self.visibility.start_proof(snapshot)  # it may have been opened
-                return False
+                return await self._may_list_anew(snapshot, credentials)
             # What the hub would be asked for this caller is the proof itself.
-            proof = await self.visibility.prove(snapshot)
-            if isinstance(proof.error, (RepositoryNotFoundError, *UNANSWERED)):
-                self.note_hidden(snapshot, credentials, proof.error)
-                raise proof.error
-            return proof.is_public
+            with self._asking_as_unknown(snapshot, credentials):
+                proof = await self.visibility.prove(snapshot)
+                if isinstance(proof.error, (RepositoryNotFoundError, *UNANSWERED)):
+                    self.note_hidden(snapshot, credentials, proof.error)
+                    raise proof.error
+                return proof.is_public
         if not await self.visibility.is_public(snapshot):
             return False
         await self._check_token(snapshot, credentials, None)
         return True
+
+    async def knows(self, snapshot_id: SnapshotId, credentials: Credentials) -> bool:
+        """
+        Return whether a caller has reason to think that a snapshot is here: it was proven public,
+        or the hub let him in. For everybody else it has to be like one that is not.
+        """
+        if self._grants.find_age_s(credentials, snapshot_id) is not None:
+            return True
+        return await self.visibility.find_age_s(snapshot_id) is not None
 
     async def may_show(
         self, reference: ModelReference, snapshot: Snapshot | None, credentials: Credentials
@@ -173,7 +197,7 @@ class Access:
 
     async def note_refused(self, repo: RepoId, credentials: Credentials) -> None:
         """Take in that the hub refused a repository to a caller; what is public is asked anew."""
-        self.visibility.note_refused(repo)
+        self.visibility.note_refused(repo, is_to_all=credentials.is_anonymous)
         if not credentials.is_anonymous:
             self._grants.drop_repo(credentials, repo)
 
@@ -181,7 +205,7 @@ class Access:
         self, snapshot: Snapshot, credentials: Credentials, error: P2PCacheError
     ) -> None:
         """Take in that the hub denied a repository, or the token, if it did."""
-        if type(error) not in (RepositoryNotFoundError, UpstreamAuthError):
+        if type(error) not in _HIDING:
             return  # a gated one shows that it is there
         key = (self._grants.mark(credentials), snapshot.id)
         self._refusals.pop(key, None)
@@ -197,24 +221,71 @@ class Access:
 
     async def close(self) -> None:
         """Stop asking."""
+        await self._first_questions.close()
         await self._questions.close()
         await self.visibility.close()
 
     # --- asking ---
 
+    def _asking_as_unknown(
+        self, snapshot: Snapshot, credentials: Credentials
+    ) -> AbstractContextManager[None]:
+        """Enclose a question about what a caller should not be able to tell from a wrong name."""
+        if self._grants.find_age_s(credentials, snapshot.id) is not None:
+            return nullcontext()
+        return self.silences.asking(snapshot.id.repo.hub)
+
     async def _ask_both(
         self, snapshot: Snapshot, credentials: Credentials, path: str | None
     ) -> bool:
-        """Ask as anybody and as this caller at once, so that it takes as long as one question."""
-        question = asyncio.ensure_future(self._ask(snapshot, credentials, path))
+        """
+        Ask as anybody and as this caller at once, so that it takes as long as one question.
+
+        Who comes meanwhile waits for both answers, whatever file he wants: where anybody may read,
+        or the hub hides the repository from him, he needs no question of his own.
+        """
+        key = (self._grants.mark(credentials), snapshot.id)
+        is_mine = not self._first_questions.is_under_way(key)
+        question = self._first_questions.start(
+            key, lambda: self._ask_until_proven(snapshot, credentials, path)
+        )
+        proof = await self.visibility.prove(snapshot)
         try:
-            proof = await self.visibility.prove(snapshot)
-            with contextlib.suppress(*(UNANSWERED if proof.is_public else ())):
-                await question
-        finally:
-            question.cancel()
-            await asyncio.gather(question, return_exceptions=True)
+            await asyncio.shield(question)
+        except UNANSWERED:
+            if not proof.is_public:
+                raise
+        except REFUSED as error:
+            # A no to another file says nothing of this one, a no to the repository does.
+            if is_mine or type(error) in _HIDING:
+                raise
+        if not proof.is_public and not is_mine:
+            await self._ask(snapshot, credentials, path)
         return proof.is_public
+
+    async def _ask_until_proven(
+        self, snapshot: Snapshot, credentials: Credentials, path: str | None
+    ) -> None:
+        """Ask as this caller; end with the proof, so that who comes later knows what it said."""
+        proof = self.visibility.start_proof(snapshot)
+        try:
+            await self._ask(snapshot, credentials, path)
+        finally:
+            await asyncio.wait({proof})
+
+    async def _may_list_anew(self, snapshot: Snapshot, credentials: Credentials) -> bool:
+        """Ask whether a snapshot is public (it may have been opened); a stranger hears his no."""
+        try:
+            with self._asking_as_unknown(snapshot, credentials):
+                return await self._ask_both(snapshot, credentials, None)
+        except UpstreamUnreachableError:
+            raise  # as for a name that nobody has
+        except (RepositoryNotFoundError, UpstreamAuthError) as error:
+            if type(error) in _HIDING:
+                raise
+            return False  # its list may be shown
+        except (*UNANSWERED, *REFUSED):
+            return False
 
     async def _ask(self, snapshot: Snapshot, credentials: Credentials, path: str | None) -> None:
         """Insist that the hub lets this caller read a file now, or did where that is enough."""

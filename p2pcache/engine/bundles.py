@@ -97,12 +97,16 @@ class BundleExport:
             # To its end: a thread must not read from a descriptor that is somebody else's by then.
             return await see_through(context.in_bulk(_read_chunk, fd, bundled.table, chunk_index))
         except BlobCorruptError:
+            # Anybody on this machine reads the faults.
+            shown, whole = "a restricted file", "its export"
+            if self.manifest.is_public:
+                shown, whole = bundled.path, f"the export of {self.manifest.snapshot.id}"
             fault = context.make_fault(
                 context.settings.peer_id,
                 context.settings.name,
                 "damaged here",
-                f"Chunk {chunk_index} of {bundled.path} changed on this disk; the export of "
-                f"{self.manifest.snapshot.id} was broken off. Run p2pcache check --repair.",
+                f"Chunk {chunk_index} of {shown} changed on this disk; {whole} was broken off. "
+                "Run p2pcache check --repair.",
             )
             context.blame.faults.append(fault)
             await self._cache.shelf.condemn(bundled.table.blob)

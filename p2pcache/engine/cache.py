@@ -9,6 +9,7 @@ Source: design.md §5.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from contextlib import ExitStack
@@ -95,21 +96,6 @@ class Cache:
         self.residencies = Residencies(self)
         self.weights = self.residencies.weighing
 
-    async def open_file(
-        self, reference: ModelReference, path: str, credentials: Credentials
-    ) -> tuple[Resolved, FileEntry, BlobReader]:
-        """
-        Open a file of a repository for one caller, wherever its bytes are now.
-
-        Raises:
-            NotFoundError: No such repository, revision or file.
-            UpstreamAuthError: The hub refuses this caller.
-            UpstreamUnreachableError: The hub cannot be asked, and nothing is cached.
-            StoreError: No room, or the disk failed.
-        """
-        found = await self.find_file(reference, path, credentials)
-        return found.resolved, found.entry, await self.open_found(found, credentials)
-
     async def find_file(
         self,
         reference: ModelReference,
@@ -118,13 +104,26 @@ class Cache:
         *,
         promise: Promise | None = None,
     ) -> FoundFile:
-        """Return what is known of a file, for a caller who may read it. Raises as open_file()."""
+        """
+        Return what is known of a file of a repository, for a caller who may read it.
+
+        Raises:
+            NotFoundError: No such repository, revision or file.
+            UpstreamAuthError: The hub refuses this caller.
+            UpstreamUnreachableError: The hub cannot be asked, and nothing is cached.
+        """
         resolved = await self.librarian.resolve(reference, credentials, promise=promise)
         is_public = await self.access.check_may_read(resolved.snapshot, credentials, path)
         return FoundFile(resolved, resolved.snapshot.get_file(path), is_public)
 
     async def open_found(self, found: FoundFile, credentials: Credentials) -> BlobReader:
-        """Open a file that its caller was just allowed to read. Raises as open_file()."""
+        """
+        Open a file that its caller was just allowed to read, wherever its bytes are now.
+
+        Raises:
+            NotFoundError, SourceError: As the hub says by now.
+            StoreError: No room, or the disk failed.
+        """
         resolved, entry = found.resolved, found.entry
         self.space.note_used(resolved.snapshot.id)
         landing = await self.land(resolved.snapshot, entry, credentials, is_public=found.is_public)
@@ -169,7 +168,8 @@ class Cache:
                     try:
                         check_size(snapshot, entry, found.stamp.size_bytes)
                         if is_public and not await self.shelf.is_shared(entry.digest):
-                            await self.access.visibility.prove_file(snapshot, entry)
+                            visibility = self.access.visibility
+                            await visibility.prove_file(snapshot, entry, found.fd)
                             await self.shelf.note_public(entry.digest)
                     except BaseException:
                         os.close(found.fd)
@@ -185,8 +185,10 @@ class Cache:
                 if active is not None:
                     check_size(snapshot, entry, active.fetch.layout.size_bytes)
                     if is_public and not active.fetch.state.order.is_public:
-                        # It is fetched for somebody whom the hub lets in.
-                        await self.access.visibility.prove_file(snapshot, entry)
+                        # It is fetched for somebody whom the hub lets in. Whether it may be shown
+                        # to others can be told once it is here.
+                        await asyncio.wait({active.task})
+                        continue
                 active = await self._fetch(snapshot, entry, credentials, room, is_public=is_public)
                 if not active.is_done:
                     stack.pop_all()

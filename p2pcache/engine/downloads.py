@@ -354,6 +354,9 @@ class Downloads:
         if job.is_passed_on:
             await Passing(self._cache, self.crew, job, self._note).stop(wish)
         if not job.is_over:
+            if job.state is JobState.QUEUED:
+                # What it would have been tried again for; paused with an error is another thing.
+                job.error = job.failure = None
             job.state = wish
             self._note_end(job)
             self._advance()

@@ -299,7 +299,7 @@ class BlobFetch:
                         self._context.settings.peer_id,
                         self._context.settings.name,
                         "damaged here",
-                        f"Chunk {index} of {state.order.location.what} changed on this disk while "
+                        f"Chunk {index} of {_show(state.order)} changed on this disk while "
                         "it was being fetched; it is fetched again.",
                     )
                 )
@@ -372,7 +372,7 @@ class BlobFetch:
         if not doubtful:
             doubtful = list(state.have)
         if len(senders) == 1 and len(doubtful) == state.have.length:
-            what = state.order.location.what
+            what = _show(state.order)
             dispatcher.blame(
                 min(senders), "wrong bytes", f"It alone gave {what}, and the whole is wrong."
             )
@@ -412,7 +412,7 @@ class BlobFetch:
         peer_id = self._cut.claimed_by
         if peer_id is not None and table.layout.name != FIXED_LAYOUT:
             # No ban: it may only have passed on what somebody told it.
-            detail = f"It cut {self.state.order.location.what} wrongly."
+            detail = f"It cut {_show(self.state.order)} wrongly."
             peer = self._swarm.peers.get(peer_id)
             name = peer_id if peer is None else peer.name
             fault = self._context.make_fault(peer_id, name, "other layout", detail)
@@ -424,7 +424,7 @@ class BlobFetch:
         """Now that the truth is known, ban whoever sent a chunk that differs from it."""
         for index, suspect in self.state.suspects.items():
             if table.find(index) != suspect.digest:
-                what = f"chunk {index} of {self.state.order.location.what}"
+                what = f"chunk {index} of {_show(self.state.order)}"
                 dispatcher.blame(
                     suspect.source_id, "wrong bytes", f"It sent a wrong {what} with a right claim."
                 )
@@ -445,6 +445,11 @@ class BlobFetch:
         """Close the partial file."""
         if self._partial is not None:
             self._partial.close()
+
+
+def _show(order: FetchOrder) -> str:
+    """Return what a fault calls a file: anybody on this machine reads the faults."""
+    return order.location.what if order.is_public else "a restricted file"
 
 
 def _is_right(partial: FilePartial, chunk_index: int, expected: ChunkDigest | None) -> bool:

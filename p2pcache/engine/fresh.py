@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, TypeVar, cast
 
-Ask = Callable[[], Awaitable[None]]
+T = TypeVar("T")
 
 
 class FreshFlight:
     """Questions under way, by key. Event loop only."""
 
     def __init__(self) -> None:
-        self._running: dict[Hashable, asyncio.Task[None]] = {}
-        self._waiting: dict[Hashable, asyncio.Task[None]] = {}
+        self._running: dict[Hashable, asyncio.Task[Any]] = {}
+        self._waiting: dict[Hashable, asyncio.Task[Any]] = {}
 
-    async def run(self, key: Hashable, ask: Ask) -> None:
+    async def run(self, key: Hashable, ask: Callable[[], Awaitable[T]]) -> T:
         """Ask, together with whoever else has not begun to; what the question raises is raised."""
         running = self._running.get(key)
         if running is None or running.done():
@@ -35,7 +36,7 @@ class FreshFlight:
                 waiting.add_done_callback(_retrieve)
                 self._waiting[key] = waiting
             task = waiting
-        await asyncio.shield(task)
+        return cast("T", await asyncio.shield(task))
 
     async def close(self) -> None:
         """Cancel what is under way and wait for its end."""
@@ -44,7 +45,9 @@ class FreshFlight:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _follow(self, key: Hashable, running: asyncio.Task[None], ask: Ask) -> None:
+    async def _follow(
+        self, key: Hashable, running: asyncio.Task[Any], ask: Callable[[], Awaitable[T]]
+    ) -> T:
         me = asyncio.current_task()
         assert me is not None, "a task runs this"
         try:
@@ -52,17 +55,17 @@ class FreshFlight:
         finally:
             self._waiting.pop(key, None)
         self._running[key] = me
-        await self._fly(key, ask)
+        return await self._fly(key, ask)
 
-    async def _fly(self, key: Hashable, ask: Ask) -> None:
+    async def _fly(self, key: Hashable, ask: Callable[[], Awaitable[T]]) -> T:
         try:
-            await ask()
+            return await ask()
         finally:
             if self._running.get(key) is asyncio.current_task():
                 del self._running[key]
 
 
-def _retrieve(task: asyncio.Task[None]) -> None:
+def _retrieve(task: asyncio.Task[Any]) -> None:
     """Look at the outcome, so that one that nobody waits for any more is not complained of."""
     if not task.cancelled():
         task.exception()

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from p2pcache.core.credentials import Credentials
+from p2pcache.core.digest import BlobDigest
 from p2pcache.core.jobs import JobState
 from p2pcache.core.refs import ModelReference
-from p2pcache.core.selection import Selection, plan_selection
+from p2pcache.core.selection import Selection, get_selection
 from p2pcache.core.snapshot import (
     FileEntry,
     Snapshot,
@@ -27,12 +28,16 @@ from p2pcache.engine.cache import Cache
 from p2pcache.engine.jobs import Job
 from p2pcache.engine.librarian import Resolved
 from p2pcache.engine.single import see_through
-from p2pcache.errors import ForbiddenError, InputError, NotFoundError, SourceError
+from p2pcache.errors import ForbiddenError, NotFoundError, SourceError
 from p2pcache.store.catalogue import RefRow
 from p2pcache.store.handout import Handout, find_place
 
 # Files that arrive at once: small ones overlap their round trips, large ones fill the wire.
 FILES_AT_ONCE_MAX = 8
+# Weights take every request that they can get, for seconds each: they begin once all that a loader
+# reads first was asked for. A file that another daemon is to bring first holds them no longer.
+METADATA_LEAD_S = 1.0
+_LOOK_INTERVAL_S = 0.02
 
 
 class JobRun:
@@ -97,12 +102,7 @@ class JobRun:
 
     def _select(self, snapshot: Snapshot) -> Selection:
         job = self._job
-        selection = plan_selection(snapshot, job.order.include, job.order.exclude)
-        if not selection.chosen and snapshot.files:
-            raise InputError(
-                f"No file of {snapshot.id.repo} matches these patterns; it has "
-                f"{len(snapshot.files)} files, for example {snapshot.files[0].path!r}."
-            )
+        selection = get_selection(snapshot, job.order.include, job.order.exclude)
         job.left_out_files = len(selection.left_out)
         job.left_out_bytes = selection.left_out_bytes
         job.left_out_example = selection.left_out[0].path if selection.left_out else ""
@@ -117,8 +117,7 @@ class JobRun:
             await cache.swarm.ask_about((b.digest, b.layout) for b in blobs)
             # Small files of our own first: by the time we come to the others', peers have them.
             blobs.sort(key=self._is_for_others)
-        cache.weights.begin(resolved.snapshot, chosen, job.credentials)
-        await self._fetch_all(resolved, blobs, job.credentials)
+        await self._fetch_all(resolved, blobs, chosen)
         self._enter(JobState.VERIFYING)
         await cache.publish_to_tree(resolved, chosen)
         if job.order.path is not None:
@@ -133,9 +132,12 @@ class JobRun:
         return rank_for_fetching(entry), is_large, not is_large and not is_mine
 
     async def _fetch_all(
-        self, resolved: Resolved, blobs: Sequence[FileEntry], credentials: Credentials
+        self, resolved: Resolved, blobs: Sequence[FileEntry], chosen: Sequence[FileEntry]
     ) -> None:
+        """Fetch configuration, tokenizer and indexes, then heads of weights, then all else."""
+        credentials = self._job.credentials
         slots = asyncio.Semaphore(FILES_AT_ONCE_MAX)
+        first = [entry for entry in blobs if rank_for_fetching(entry) == 0]
 
         async def fetch(entry: FileEntry) -> None:
             async with slots:
@@ -143,10 +145,32 @@ class JobRun:
 
         try:
             async with asyncio.TaskGroup() as group:
-                for entry in blobs:
+                tasks = {entry.digest: group.create_task(fetch(entry)) for entry in first}
+                await self._wait_begun(tasks)
+                self._cache.weights.begin(resolved.snapshot, chosen, credentials)
+                for entry in blobs[len(first) :]:
                     group.create_task(fetch(entry))
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from None
+
+    async def _wait_begun(self, tasks: Mapping[BlobDigest, asyncio.Task[None]]) -> None:
+        """Return when each of some files is here or asked for, or for a while no more of them."""
+        loop = asyncio.get_running_loop()
+        begun_count, since_s = -1, loop.time()
+        while True:
+            count = sum(task.done() or self._is_begun(blob) for blob, task in tasks.items())
+            if count > begun_count:
+                begun_count, since_s = count, loop.time()
+            if count == len(tasks) or loop.time() - since_s > METADATA_LEAD_S:
+                return
+            await asyncio.sleep(_LOOK_INTERVAL_S)
+
+    def _is_begun(self, blob: BlobDigest) -> bool:
+        active = self._job.running.get(blob)
+        if active is None:
+            return False
+        state = active.fetch.state
+        return bool(state.held_bytes) or state.machine.is_anyone_asked()
 
     async def _fetch_one(
         self, resolved: Resolved, entry: FileEntry, credentials: Credentials

@@ -149,6 +149,11 @@ class Job:
         # Files are opened one after the other: until then what is there has not been counted.
         return self.earlier.copy() if self.earlier.total() > total.total() else total
 
+    def count_under_way(self) -> int:
+        """Return the bytes that are off the wire, of chunks that are not whole yet."""
+        is_open = (active for active in self.running.values() if active.is_open.is_set())
+        return sum(active.fetch.partial.count_prefix_bytes() for active in is_open)
+
     def begin_run(self) -> None:
         """Prepare for running, once more maybe."""
         self.wish = JobState.CANCELLED

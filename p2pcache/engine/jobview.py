@@ -87,7 +87,10 @@ def estimate(job: Job, *, now_s: float) -> tuple[float, float | None, float | No
         rate = sum(view.seen.get("rate_bps", 0) for view in job.workers)
         ends = [v.eta_s for v in job.workers if v.eta_s is not None]
         return float(rate), max(ends, default=None), max(ends, default=None)
-    moved = counts["peer"] + counts["upstream"]
+    # Chunks on their way: without them a slow line would seem to stand still, then to leap.
+    under_way = job.count_under_way()
+    moved = counts["peer"] + counts["upstream"] + under_way
+    missing = max(0, missing - under_way)
     job.throughput.note(moved, now_s=now_s)
     rate_bps = job.throughput.rate_bps()
     if job.state is not JobState.DOWNLOADING or rate_bps < _RATE_MIN_BPS:

@@ -38,10 +38,6 @@ from p2pcache.store.catalogue import RefRow, SnapshotRow
 
 log = logging.getLogger(__name__)
 
-# A hub that did not answer is not asked again for this long: a waiting client has only 10 s.
-UNREACHABLE_PAUSE_S = 5.0
-# One that is off says so at once, and may be asked each time: whoever asks waits for nothing.
-SILENCE_S_MIN = 0.5
 # A list that the hub did not confirm is asked for again after this long, when somebody wants it.
 CONFIRM_PAUSE_S = 60.0
 # A list that the hub confirmed to a trusted peer is asked for once more after about this long, at
@@ -76,8 +72,6 @@ class Librarian:
         self._access = access
         self._hearsay = Hearsay(context, swarm)
         self._flights = SingleFlight()
-        # Until when each hub is left alone, kept until it answers again.
-        self._silent_until_s: dict[str, float] = {}
         self._refusals = Refusals(context.clock)
         # When each list that is not confirmed may be asked for again; as many as there are.
         self._confirm_at_s: dict[SnapshotId, float] = {}
@@ -112,6 +106,12 @@ class Librarian:
                 revision = commit  # the name has moved on, and must not be moved back
         row = await self.get_snapshot(SnapshotId(reference.repo, commit), credentials)
         return Resolved(row, revision, is_stale)
+
+    async def settle(self, repo: RepoId, credentials: Credentials) -> SnapshotRow | None:
+        """Return what is known of a first branch, once nobody asks about it for this caller."""
+        reference = ModelReference(repo)
+        await self._flights.settle((reference, self._mark(credentials)))
+        return await self.find_cached(reference)
 
     async def doubt(self, reference: ModelReference) -> None:
         """Ask anew what a branch is at the next question: what it was has no files any more."""
@@ -210,6 +210,10 @@ class Librarian:
         known = await self._find_ref(reference)
         if known is not None and self._is_fresh(known):
             return known.commit, False
+        if known is not None:
+            snapshot_id = SnapshotId(reference.repo, known.commit)
+            if not await self._access.knows(snapshot_id, credentials):
+                known = None  # for this caller it is as if it were not here
         task = self._flights.start(
             (reference, self._mark(credentials)),
             lambda: self._refusals.ask(
@@ -234,7 +238,7 @@ class Librarian:
 
     async def _is_prompt(self, task: asyncio.Task[str], hub: str) -> bool:
         """Wait for an answer as long as a caller can who has something else to go by."""
-        is_away = hub in self._silent_until_s
+        is_away = self._access.silences.was_silent(hub)
         wait_s = STALE_AFTER_SILENCE_S if is_away else STALE_AFTER_S
         done, _ = await asyncio.wait({task}, timeout=wait_s)
         return bool(done)
@@ -256,21 +260,10 @@ class Librarian:
     async def _resolve_at_hub(
         self, reference: ModelReference, credentials: Credentials
     ) -> Resolution:
-        hub = reference.repo.hub
-        if self._context.clock.monotonic_s() < self._silent_until_s.get(hub, 0.0):
-            raise UpstreamUnreachableError(
-                "The hub does not answer; check the network, or ask for what is cached."
-            )
-        self._silent_until_s.pop(hub, None)
         repo, revision = reference.repo, reference.revision
-        began_s = asyncio.get_running_loop().time()
         try:
-            answer = await self._context.hub.resolve(repo, revision, credentials)
-        except UpstreamUnreachableError:
-            if asyncio.get_running_loop().time() - began_s >= SILENCE_S_MIN:
-                until_s = self._context.clock.monotonic_s() + UNREACHABLE_PAUSE_S
-                self._silent_until_s[hub] = until_s
-            raise
+            with self._access.silences.asking(repo.hub):
+                answer = await self._context.hub.resolve(repo, revision, credentials)
         except (RepositoryNotFoundError, UpstreamAuthError):
             await self._access.note_refused(repo, credentials)
             raise

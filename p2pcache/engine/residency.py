@@ -22,7 +22,7 @@ from p2pcache.core.eviction import Step
 from p2pcache.core.forecast import forecast_running, forecast_start
 from p2pcache.core.holdings import Eta, HoldingsAnswer, HoldingsQuestion
 from p2pcache.core.residency import State
-from p2pcache.core.selection import plan_selection
+from p2pcache.core.selection import get_selection
 from p2pcache.engine.fetches import ActiveFetch
 from p2pcache.engine.holdings import Holdings, PeerHolding
 from p2pcache.engine.speeds import ALL, Speeds
@@ -207,7 +207,7 @@ class Residencies:
         resolved = await self._cache.librarian.resolve(question.reference, credentials)
         snapshot = resolved.snapshot
         is_public = await self._cache.access.check_may_read(snapshot, credentials)
-        chosen = plan_selection(snapshot, question.include, question.exclude).chosen
+        chosen = get_selection(snapshot, question.include, question.exclude).chosen
         asker = ANONYMOUS if is_public else credentials
         await self.weighing.learn(snapshot, chosen, asker)
 

@@ -1,7 +1,7 @@
 """
 Owns the settings that the engine works by, after configuration has been read.
 
-Knows nothing of files, flags or environment variables: config.py makes one of these.
+Knows nothing of files, flags or environment variables: daemon/assembly.py makes one of these.
 Invariants: immutable for the life of the daemon.
 Source: design.md §8 (command line).
 """

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from random import Random
 from typing import Any, cast
 
 from p2pcache.core.credentials import ANONYMOUS
@@ -24,6 +27,7 @@ from p2pcache.engine.context import Context
 from p2pcache.engine.single import SingleFlight
 from p2pcache.errors import (
     EntryNotFoundError,
+    IntegrityError,
     NotFoundError,
     P2PCacheError,
     RevisionNotFoundError,
@@ -33,6 +37,7 @@ from p2pcache.errors import (
     UpstreamRateLimitedError,
     UpstreamUnreachableError,
 )
+from p2pcache.transfer.upstream import UpstreamSource
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +57,10 @@ SCARCE_TTL_S = 86_400.0
 # many are renewed then: 1,200 snapshots an hour, a request each.
 SWEEP_INTERVAL_S = 60.0
 SWEEP_PROOFS_MAX = 20
+# What a hub has to show of a file that is here for somebody else: at places that nobody can know
+# beforehand, and few bytes, since the file is not fetched again. Whoever has half of it passes one
+# time in sixteen; who has its digest, or its head, never.
+PROBES, PROBE_BYTES = 4, 4096
 # Snapshots whose last refusal is remembered, so that it need not be asked for at every request.
 REFUSALS_MAX = 4096
 
@@ -76,6 +85,7 @@ class Visibility:
         self._is_silent = False
         self._proofs = SingleFlight()
         self._refused_at_s: OrderedDict[SnapshotId, float] = OrderedDict()
+        self._repo_refused_at_s: OrderedDict[RepoId, float] = OrderedDict()
         self._sweep: asyncio.Task[None] | None = None
 
     # --- asking ---
@@ -99,6 +109,17 @@ class Visibility:
         at_s = self._refused_at_s.get(snapshot_id)
         now_s = self._context.clock.monotonic_s()
         return at_s is not None and now_s - at_s < self._context.settings.grant_ttl_s
+
+    def find_limit_s(self, repo: RepoId) -> float:
+        """
+        Return the moment (monotonic) before which nothing counts that the hub said of a repository
+        to anybody: as old as a proof may be, and never from before its last refusal.
+        """
+        refused_s = self._repo_refused_at_s.get(repo, float("-inf"))
+        if is_paused(self._context) or is_scarce_now(self._context):
+            return refused_s
+        now_s = self._context.clock.monotonic_s()
+        return max(refused_s, now_s - self._context.settings.public_ttl_s)
 
     async def is_public(self, snapshot: Snapshot) -> bool:
         """
@@ -129,16 +150,35 @@ class Visibility:
         """Ask the hub without waiting for its answer."""
         return self._proofs.start(snapshot.id, lambda: self._prove(snapshot))
 
-    async def prove_file(self, snapshot: Snapshot, entry: FileEntry) -> None:
+    async def prove_file(self, snapshot: Snapshot, entry: FileEntry, fd: int) -> None:
         """
-        Insist that the hub gives this very file to anybody: a list alone proves nothing of a blob
-        that is here for somebody else's sake.
+        Insist that the hub gives these very bytes to anybody: a list alone proves nothing of a
+        blob that is here for somebody else's sake, and whoever made it may have the digest only.
+
+        Args:
+            snapshot: The list.
+            entry: What it says of the file.
+            fd: The file that is here, open.
 
         Raises:
-            UpstreamAuthError, NotFoundError: It does not.
+            UpstreamAuthError, NotFoundError: It does not give the file.
+            IntegrityError: It gives other bytes under this digest.
             SourceError: It cannot be asked.
         """
-        await self._context.hub.check_access(snapshot.id, entry.path, ANONYMOUS)
+        context = self._context
+        await context.hub.check_access(snapshot.id, entry.path, ANONYMOUS)
+        location = context.hub.locate(snapshot.id, entry, ANONYMOUS)
+        source = UpstreamSource(
+            location, context.upstream_pool, on_answer=context.budget.note_bulk_answer
+        )
+        for start, length in choose_probes(entry.size_bytes, context.random):
+            read = partial(source.read_range, start, length, entry.size_bytes, may_skip=True)
+            theirs = await context.on_wire(read, is_upstream=True)
+            if theirs != await context.in_bulk(os.pread, fd, length, start):
+                raise IntegrityError(
+                    f"What the hub gives as {location.what} is not what its list says; tell the "
+                    "owner of the repository."
+                )
 
     async def _prove(self, snapshot: Snapshot) -> Proof:
         started_s = asyncio.get_running_loop().time()
@@ -170,8 +210,16 @@ class Visibility:
             lambda index: index.catalogue.set_public(snapshot_id, wall_s)
         )
 
-    def note_refused(self, repo: RepoId) -> None:
-        """Take a refusal that somebody heard as a reason to ask again what is public of it."""
+    def note_refused(self, repo: RepoId, *, is_to_all: bool = False) -> None:
+        """
+        Take a refusal that somebody heard as a reason to ask again what is public of it.
+
+        Args:
+            repo: Which.
+            is_to_all: Whether he showed no token, so that it holds for everybody.
+        """
+        if is_to_all:
+            self._note_repo_refusal(repo)
         self._proofs.start(repo, lambda: self._renew_repo(repo))
 
     async def _renew_repo(self, repo: RepoId) -> None:
@@ -182,6 +230,7 @@ class Visibility:
     async def _take_back(self, snapshot: Snapshot, error: P2PCacheError) -> None:
         """Revoke one snapshot; all of its repository unless only this commit is gone."""
         self._note_refusal(snapshot.id)
+        self._note_repo_refusal(snapshot.id.repo)
         others: list[Snapshot] = []
         if not isinstance(error, RevisionNotFoundError | EntryNotFoundError):
             others = await self._list_public(snapshot.id.repo)
@@ -194,6 +243,12 @@ class Visibility:
         self._refused_at_s[snapshot_id] = self._context.clock.monotonic_s()
         while len(self._refused_at_s) > REFUSALS_MAX:
             self._refused_at_s.popitem(last=False)
+
+    def _note_repo_refusal(self, repo: RepoId) -> None:
+        self._repo_refused_at_s.pop(repo, None)
+        self._repo_refused_at_s[repo] = self._context.clock.monotonic_s()
+        while len(self._repo_refused_at_s) > REFUSALS_MAX:
+            self._repo_refused_at_s.popitem(last=False)
 
     async def _list_public(self, repo: RepoId) -> list[Snapshot]:
         return await self._context.index.call(lambda index: index.catalogue.list_public(repo))
@@ -245,6 +300,14 @@ class Visibility:
             self._sweep.cancel()
             await asyncio.gather(self._sweep, return_exceptions=True)
         await self._proofs.close()
+
+
+def choose_probes(size_bytes: int, random: Random) -> list[tuple[int, int]]:
+    """Return (start, length) of the bytes by which a file is recognised that is not fetched."""
+    if size_bytes <= PROBES * PROBE_BYTES:
+        return [(0, size_bytes)] if size_bytes else []
+    starts = [random.randrange(size_bytes - PROBE_BYTES + 1) for _ in range(PROBES)]
+    return [(start, PROBE_BYTES) for start in starts]
 
 
 def is_paused(context: Context) -> bool:

@@ -16,7 +16,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from urllib.parse import quote, urlsplit
 
-from p2pcache import __version__
 from p2pcache.core.credentials import Credentials
 from p2pcache.core.msjson import (
     CODE_NO_ACCESS,
@@ -34,6 +33,7 @@ from p2pcache.core.refs import RepoId, SnapshotId, is_commit
 from p2pcache.core.snapshot import FILES_PER_SNAPSHOT_MAX, FileEntry, Snapshot
 from p2pcache.core.upstream import UpstreamLocation, error_of_answer
 from p2pcache.errors import (
+    GatedRepositoryError,
     InputError,
     NotFoundError,
     P2PCacheError,
@@ -105,22 +105,27 @@ class ModelScopeHub:
         """Ask by HEAD whether a file would be given. See Hub.check_access."""
         url, what = self._file_url(snapshot_id, path), f"{snapshot_id} {path}"
         answer = await self._send("HEAD", url, credentials, what, stops_at_redirect=True)
-        if answer.status >= 400:
-            raise _error_of(answer, None, what, credentials)
-        if urlsplit(self.url).scheme != "https":
-            # Anybody's sign-in page answers 200, or redirects, too; verified TLS says who does.
-            await self._get(f"{self._api(snapshot_id.repo)}", credentials, str(snapshot_id.repo))
+        error = None if answer.status < 400 else _error_of(answer, None, what, credentials)
+        if error is not None and not isinstance(error, RepositoryNotFoundError):
+            raise error
+        if error is None and urlsplit(self.url).scheme == "https":
+            return
+        # Anybody's sign-in page answers 200, or redirects, too; verified TLS says who does. A no
+        # has no words: whoever is shown the repository is refused its files alone.
+        await self._get(self._api(snapshot_id.repo), credentials, str(snapshot_id.repo))
+        if error is not None:
+            raise GatedRepositoryError(
+                f"The hub shows {snapshot_id.repo} and not its files: accept its terms on the hub "
+                "and pass that account's token."
+            ) from error
 
     def locate(
         self, snapshot_id: SnapshotId, entry: FileEntry, credentials: Credentials
     ) -> UpstreamLocation:
         """Return where the data plane finds a file. See Hub.locate."""
-        headers = {
-            "User-Agent": f"p2pcache/{__version__}",
-            **credentials.headers(cookie=SESSION_COOKIE),
-        }
+        token_headers = credentials.headers(cookie=SESSION_COOKIE)
         url = self._file_url(snapshot_id, entry.path)
-        return UpstreamLocation(self.url, url, f"{snapshot_id} {entry.path}", headers)
+        return self._wire.locate(url, snapshot_id, entry, token_headers)
 
     async def forward(
         self, method: str, raw_path: str, body: bytes, credentials: Credentials
@@ -135,10 +140,10 @@ class ModelScopeHub:
                 credentials.headers(cookie=SESSION_COOKIE),
                 body,
                 "application/json",
+                is_body_secret=bool(body),  # a login has the token in it
             )
         )
-        kept = {name: answer.headers[name] for name in _KEPT_HEADERS if name in answer.headers}
-        return ForwardedAnswer(answer.status, kept, answer.body)
+        return answer.forward(_KEPT_HEADERS)
 
     # --- revisions ---
 

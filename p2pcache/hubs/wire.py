@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -20,14 +20,17 @@ from yarl import URL
 from p2pcache import __version__
 from p2pcache.core.messages import MESSAGE_BYTES_MAX
 from p2pcache.core.ratelimit import find_pause_s
+from p2pcache.core.refs import SnapshotId
+from p2pcache.core.snapshot import FileEntry
 from p2pcache.core.upstream import (
     REDIRECT_STATUSES,
     REDIRECTS_MAX,
+    UpstreamLocation,
     follow_redirect,
     origin_of,
 )
 from p2pcache.errors import UpstreamProtocolError, UpstreamUnreachableError
-from p2pcache.hubs.base import Gate, OpenGate, RequestKind
+from p2pcache.hubs.base import ForwardedAnswer, Gate, OpenGate, RequestKind
 
 # Clients give a HEAD 10 s; two of our own requests have to fit in.
 REQUEST_S_MAX = 8.0
@@ -37,6 +40,7 @@ CONNECT_S_MAX = 4.0
 RETRIED_STATUSES = (429, 500, 502, 503, 504)
 RETRY_WAITS_S = (0.25, 0.5, 1.0)
 HOLD_S_MAX = 6.0
+USER_AGENT = f"p2pcache/{__version__}"
 _READ_BYTES = 1024 * 1024
 
 
@@ -50,6 +54,7 @@ class WireRequest:
         kind: Which of its quotas the hub counts it in.
         token_headers: For the hub's own origin alone; never shown.
         stops_at_redirect: Take a redirect away from the hub for its answer.
+        is_body_secret: The body may hold a token, and goes to the hub's own origin alone too.
     """
 
     method: str
@@ -60,6 +65,7 @@ class WireRequest:
     body: bytes = b""
     content_type: str = ""
     stops_at_redirect: bool = False
+    is_body_secret: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,11 @@ class WireAnswer:
     headers: Mapping[str, str]
     body: bytes
     is_elsewhere: bool = False
+
+    def forward(self, kept_headers: Iterable[str]) -> ForwardedAnswer:
+        """Return the answer for a client, with these of its headers alone."""
+        kept = {name: self.headers[name] for name in kept_headers if name in self.headers}
+        return ForwardedAnswer(self.status, kept, self.body)
 
 
 class HubWire:
@@ -90,7 +101,7 @@ class HubWire:
         """Open the connection pool; call on the event loop."""
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=REQUEST_S_MAX, connect=CONNECT_S_MAX),
-            headers={"User-Agent": f"p2pcache/{__version__}", "Accept-Encoding": "identity"},
+            headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
             # Not trust_env: it would sign anonymous questions with the daemon user's ~/.netrc.
             trust_env=False,
             # A session that a gateway opens for one caller is not another caller's.
@@ -104,6 +115,23 @@ class HubWire:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    def locate(
+        self, url: str, snapshot_id: SnapshotId, entry: FileEntry, token_headers: Mapping[str, str]
+    ) -> UpstreamLocation:
+        """
+        Return where the data plane finds a file.
+
+        What is fetched with a token is not named: whoever wants the same bytes by another name
+        joins the fetch, and is told how it failed.
+        """
+        what = (
+            f"a restricted file ({entry.digest})"
+            if token_headers
+            else f"{snapshot_id} {entry.path}"
+        )
+        headers = {"User-Agent": USER_AGENT, **token_headers}
+        return UpstreamLocation(self.url, url, what, headers)
 
     async def send(self, request: WireRequest) -> WireAnswer:
         """
@@ -153,6 +181,11 @@ class HubWire:
                     hop = follow_redirect(self.url, url, response.headers.get("Location"))
                     if request.stops_at_redirect and origin_of(hop.url) != origin_of(self.url):
                         return WireAnswer(response.status, response.headers, b"", True)
+                    if request.is_body_secret and not hop.may_send_token:
+                        raise UpstreamProtocolError(
+                            f"The hub redirects {request.what} to another server, which is not "
+                            "sent what may hold a token; check the hub's address."
+                        )
                     url, may_send_token = hop.url, hop.may_send_token
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             reason = str(error) or type(error).__name__

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from p2pcache.core.digest import BlobDigest
 from p2pcache.core.refs import ModelReference, RepoId, SnapshotId, is_commit
 from p2pcache.core.snapshot import FileEntry, Snapshot
 from p2pcache.core.tensors import Format
-from p2pcache.core.weights import FileWeights, ShapeCount, shapes_from_text
+from p2pcache.core.weights import FileWeights, ShapeCount, params_from_texts, shapes_from_text
 from p2pcache.errors import IndexCorruptError, NotFoundError, SchemaTooNewError, StoreError
 
 # File lists that are kept read: those of the models that somebody asks about again and again.
@@ -32,8 +32,23 @@ _OPEN_ATTEMPTS_MAX = 3
 # Nobody writes through us; a checkpoint at the daemon's end holds readers up for a moment.
 _BUSY_TIMEOUT_S = 5.0
 _KEY = "hub = ? AND kind = ? AND repo = ?"
+# Pages of the index that are kept read: those of some thousand models' files, proofs and heads.
+# Digests are random, so that one model's rows lie on as many pages as it has files.
+_PAGES_KEPT_BYTES_MAX = 16 * 1024 * 1024
 # Values in one question; SQLite's own limit is far above.
 _VALUES_MAX = 500
+_FILES = (
+    "SELECT f.path, f.size_bytes, f.digest, f.tree_oid, b.is_proven, b.verified_wall_s "  # noqa: S608
+    "FROM files f LEFT JOIN blobs b INDEXED BY blobs_proven "
+    f"ON b.digest = f.digest AND b.is_proven = 1 WHERE {_KEY} AND f.commit_id = ? ORDER BY f.path"
+)
+_PROVEN = (
+    "SELECT DISTINCT f.digest, b.verified_wall_s FROM files f "  # noqa: S608
+    "CROSS JOIN blobs b INDEXED BY blobs_proven ON b.digest = f.digest AND b.is_proven = 1 "
+    f"WHERE {_KEY} AND f.commit_id = ?"
+)
+# What makes two file lists the same one: which snapshot, whether confirmed, since when known.
+_ListKey = tuple[SnapshotId, bool, float]
 # What a release before this one did not have.
 _NEEDED_TABLE = "weights"
 
@@ -72,7 +87,7 @@ class IndexReader:
         self.path = path
         self._connection: sqlite3.Connection | None = None
         self._identity: tuple[object, ...] = ()
-        self._lists: OrderedDict[tuple[SnapshotId, bool, float], Snapshot] = OrderedDict()
+        self._lists: OrderedDict[_ListKey, Snapshot] = OrderedDict()
         self._entries_kept = 0
         # What was found since somebody last wrote to the index.
         self._facts: dict[SnapshotId, SnapshotFacts | None] = {}
@@ -130,71 +145,49 @@ class IndexReader:
         )
         if row is None:
             return None
-        proven = self._query(
-            "SELECT DISTINCT f.digest, b.verified_wall_s FROM files f "  # noqa: S608
-            "CROSS JOIN blobs b INDEXED BY blobs_proven ON b.digest = f.digest AND b.is_proven = 1 "
-            f"WHERE {where}",
-            key,
-        )
-        snapshot = self._find_list(snapshot_id, is_confirmed=bool(row[0]), added_wall_s=row[2])
-        by_text = {str(entry.digest): entry.digest for entry in snapshot.files} if proven else {}
-        return SnapshotFacts(
-            snapshot,
-            bool(row[0]),
-            row[1],
-            bool(row[3]),
-            {by_text[text]: float(wall_s) for text, wall_s in proven if text in by_text},
-        )
+        is_confirmed, added_wall_s = bool(row[0]), row[2]
+        snapshot, proven = self._find_list((snapshot_id, is_confirmed, added_wall_s))
+        return SnapshotFacts(snapshot, is_confirmed, row[1], bool(row[3]), proven)
 
-    def sum_weights(self, blobs: list[BlobDigest]) -> tuple[FileWeights | None, bool]:
+    def sum_weights(
+        self, blobs: Sequence[BlobDigest]
+    ) -> tuple[FileWeights | None, tuple[BlobDigest, ...]]:
         """
         Add up what the heads of some blobs say, without their shapes.
 
         Returns:
-            The sum, None when a head is not known or not what its file's name says; and whether
-            all of them are known. In SQL: a model has hundreds of files, and who asks cannot wait.
+            The sum, None when a head is not known or not what its file's name says; and those of
+            the blobs whose heads nobody has read. In SQL: a model has hundreds of files, and who
+            asks cannot wait.
         """
         counted = tensors = total = largest = readable = 0
         format: str | None = None
         params: dict[str, int] = {}
         for part in _cut(blobs):
-            marks = ",".join("?" * len(part))
-            ((count, known, *sums, format),) = self._query(
+            ((count, known, *sums, format, listed),) = self._query(
                 "SELECT count(*), count(format), total(tensors), total(tensor_bytes), "  # noqa: S608
-                f"max(largest_tensor_bytes), min(format) FROM weights WHERE digest IN ({marks})",
+                "max(largest_tensor_bytes), min(format), group_concat(params) FROM weights "
+                f"WHERE digest IN ({_marks(part)})",
                 part,
             )
             counted, readable = counted + count, readable + known
             tensors, total = tensors + int(sums[0]), total + int(sums[1])
             largest = max(largest, sums[2] or 0)
-            rows = self._query(
-                "SELECT j.key, sum(j.value) FROM weights, json_each(params) j "  # noqa: S608
-                f"WHERE digest IN ({marks}) GROUP BY j.key",
-                part,
-            )
-            for dtype, elements in rows:
+            # Taken apart here, in one go: SQLite would look for all of the rows once more.
+            for dtype, elements in params_from_texts(listed or ""):
                 params[dtype] = params.get(dtype, 0) + elements
-        is_known = counted == len(blobs)
-        if not is_known or readable < counted or format is None:
-            return None, is_known
+        if counted < len(blobs):
+            return None, self._find_unread(blobs)
+        if readable < counted or format is None:
+            return None, ()
         summed = FileWeights(Format(format), tensors, total, largest, tuple(sorted(params.items())))
-        return summed, True
+        return summed, ()
 
-    def find_unread(self, blobs: list[BlobDigest]) -> list[BlobDigest]:
-        """Return those of some blobs whose heads nobody has read."""
-        known = set()
-        for part in _cut(blobs):
-            marks = ",".join("?" * len(part))
-            query = f"SELECT digest FROM weights WHERE digest IN ({marks})"  # noqa: S608
-            known |= {digest for (digest,) in self._query(query, part)}
-        return [blob for blob in blobs if str(blob) not in known]
-
-    def find_shapes(self, blobs: list[BlobDigest]) -> tuple[ShapeCount, ...]:
+    def find_shapes(self, blobs: Sequence[BlobDigest]) -> tuple[ShapeCount, ...]:
         """Return the shapes of some blobs' tensors."""
         shapes: list[ShapeCount] = []
         for part in _cut(blobs):
-            marks = ",".join("?" * len(part))
-            query = f"SELECT shapes FROM weights WHERE digest IN ({marks})"  # noqa: S608
+            query = f"SELECT shapes FROM weights WHERE digest IN ({_marks(part)})"  # noqa: S608
             for (text,) in self._query(query, part):
                 shapes += shapes_from_text(text)
         return tuple(shapes)
@@ -215,29 +208,41 @@ class IndexReader:
 
     # --- how ---
 
-    def _find_list(
-        self, snapshot_id: SnapshotId, *, is_confirmed: bool, added_wall_s: float
-    ) -> Snapshot:
-        """Return a file list, read once: it changes only when the hub confirms it."""
-        key = snapshot_id, is_confirmed, added_wall_s
+    def _find_list(self, key: _ListKey) -> tuple[Snapshot, dict[BlobDigest, float]]:
+        """
+        Return a file list, and when each of its blobs that is proven was hashed last.
+
+        The list is read once: it changes only when the hub confirms it. What is proven is read
+        each time; at the first time along with the list, or who asks first would wait for two walks
+        over the same rows.
+        """
+        where = (*_key(key[0].repo), key[0].commit)
         kept = self._lists.get(key)
         if kept is not None:
             self._lists.move_to_end(key)
-            return kept
-        rows = self._query(
-            "SELECT path, size_bytes, digest, tree_oid FROM files "  # noqa: S608
-            f"WHERE {_KEY} AND commit_id = ? ORDER BY path",
-            (*_key(snapshot_id.repo), snapshot_id.commit),
-        )
-        files = tuple(
-            FileEntry(path, size, BlobDigest.parse(digest), oid) for path, size, digest, oid in rows
-        )
-        snapshot = self._lists[key] = Snapshot(snapshot_id, files)
+            rows = self._query(_PROVEN, where)
+            by_text = {str(entry.digest): entry.digest for entry in kept.files} if rows else {}
+            return kept, {by_text[text]: wall_s for text, wall_s in rows if text in by_text}
+        files: list[FileEntry] = []
+        proven: dict[BlobDigest, float] = {}
+        for path, size, text, oid, is_proven, wall_s in self._query(_FILES, where):
+            blob = BlobDigest.parse(text)
+            files.append(FileEntry(path, size, blob, oid))
+            if is_proven:
+                proven[blob] = wall_s
+        snapshot = self._lists[key] = Snapshot(key[0], tuple(files))
         self._entries_kept += len(files)
         while self._entries_kept > ENTRIES_KEPT_MAX and len(self._lists) > 1:
             _, oldest = self._lists.popitem(last=False)
             self._entries_kept -= len(oldest.files)
-        return snapshot
+        return snapshot, proven
+
+    def _find_unread(self, blobs: Sequence[BlobDigest]) -> tuple[BlobDigest, ...]:
+        known = set()
+        for part in _cut(blobs):
+            query = f"SELECT digest FROM weights WHERE digest IN ({_marks(part)})"  # noqa: S608
+            known |= {digest for (digest,) in self._query(query, part)}
+        return tuple(blob for blob in blobs if str(blob) not in known)
 
     def _query_one(self, query: str, values: tuple[object, ...]) -> tuple[Any, ...] | None:
         rows = self._query(query, values)
@@ -289,6 +294,7 @@ class IndexReader:
                 check_same_thread=False,
                 isolation_level=None,
             )
+            connection.execute(f"PRAGMA cache_size = -{_PAGES_KEPT_BYTES_MAX // 1024}")
             query = "SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?"
             has_tables = connection.execute(query, (_NEEDED_TABLE,)).fetchone() is not None
         except sqlite3.DatabaseError as error:
@@ -324,7 +330,11 @@ def _key(repo: RepoId) -> tuple[str, str, str]:
     return repo.hub, repo.kind, repo.name
 
 
-def _cut(blobs: list[BlobDigest]) -> list[tuple[str, ...]]:
+def _marks(values: tuple[str, ...]) -> str:
+    return ",".join("?" * len(values))
+
+
+def _cut(blobs: Sequence[BlobDigest]) -> list[tuple[str, ...]]:
     """Return digests as values for questions, so many at a time as one takes."""
-    texts = [str(blob) for blob in blobs]
+    texts = [f"{blob.algorithm}:{blob.hex}" for blob in blobs]
     return [tuple(texts[n : n + _VALUES_MAX]) for n in range(0, len(texts), _VALUES_MAX)]

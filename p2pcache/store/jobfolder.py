@@ -9,6 +9,7 @@ Source: docs/reference/store-layout.md (jobs).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -72,7 +73,9 @@ def read_jobs(root: Path) -> list[dict[str, object]]:
     for path in paths:
         if _NAME.fullmatch(path.name) is None:
             if path.name.endswith(".new"):
-                path.unlink(missing_ok=True)
+                # What stays takes some room, and is tried again at the next start.
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
             continue
         try:
             record = json.loads(try_read(path, _FILE_BYTES_MAX) or b"")

@@ -2,7 +2,7 @@
 Owns `STORE/replicas.json`: which models this daemon sees to that others hold, and who does.
 
 Knows nothing of orders.
-Invariants: written whole; one that cannot be understood costs what it says, never the start.
+Invariants: written whole; what cannot be understood costs that row, never the start.
 Source: docs/reference/store-layout.md (replicas).
 """
 
@@ -14,7 +14,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from p2pcache.core.messages import get_list, get_text, get_whole
 from p2pcache.core.refs import ModelReference, parse_commit
+from p2pcache.core.replicas import REPLICAS_MAX
 from p2pcache.errors import InputError
 from p2pcache.store.disk import store_error, sync_directory, try_read
 from p2pcache.store.home import write_file_atomically
@@ -24,6 +26,9 @@ log = logging.getLogger(__name__)
 REPLICAS_NAME = "replicas.json"
 _FORMAT_VERSION = 1
 _FILE_BYTES_MAX = 8 * 1024 * 1024
+# As many as pins fit into a file of that length.
+_ROWS_MAX = 40_000
+_HOLDER_KEYS = ("id", "name", "url", "order")
 
 
 @dataclass(slots=True)
@@ -89,17 +94,26 @@ def read_replicas(root: Path) -> list[ReplicaRow]:
     if content is None:
         return []
     try:
-        return [_read_row(raw) for raw in json.loads(content)["replicas"]]
-    except (InputError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raw_rows = get_list(json.loads(content), "replicas", length_max=_ROWS_MAX)
+    except (InputError, ValueError, RecursionError) as error:
         log.warning("%s cannot be read (%s); pin with --replicas again", path, error)
         return []
+    rows = []
+    for raw in raw_rows:
+        try:
+            rows.append(_read_row(raw))
+        except InputError as error:
+            log.warning("a row of %s makes no sense (%s); pin with --replicas again", path, error)
+    return rows
 
 
-def _read_row(raw: dict[str, object]) -> ReplicaRow:
-    reference = ModelReference.parse(str(raw["model"]), revision=str(raw["revision"]))
-    row = ReplicaRow(reference, parse_commit(str(raw["commit"])), int(str(raw["count"])))
-    holders = raw["holders"]
-    for held in holders if isinstance(holders, list) else []:
-        holder = Holder(str(held["id"]), str(held["name"]), str(held["url"]), str(held["order"]))
-        row.holders[holder.peer_id] = holder
+def _read_row(raw: object) -> ReplicaRow:
+    reference = ModelReference.parse(get_text(raw, "model"), revision=get_text(raw, "revision"))
+    count = get_whole(raw, "count", maximum=REPLICAS_MAX)
+    if count == 0:
+        raise InputError("No copies are no row.")
+    row = ReplicaRow(reference, parse_commit(get_text(raw, "commit")), count)
+    for held in get_list(raw, "holders", length_max=REPLICAS_MAX):
+        peer_id, name, url, order_id = (get_text(held, key) for key in _HOLDER_KEYS)
+        row.holders[peer_id] = Holder(peer_id, name, url, order_id)
     return row

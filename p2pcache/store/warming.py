@@ -240,7 +240,7 @@ def _read_field(path: Path, name: str) -> int | None:
     for line in _read_small(path).splitlines():
         field, _, rest = line.partition(" ")
         if field == name:
-            number = rest.split()[0]
+            number = rest.partition(" kB")[0].strip()
             return int(number) if number.isdigit() else None
     return None
 

@@ -108,7 +108,7 @@ class UpstreamSource:
             raise
         exchange.finish()
 
-    def read_range(self, start: int, length: int, total: int) -> bytes:
+    def read_range(self, start: int, length: int, total: int, *, may_skip: bool = False) -> bytes:
         """
         Fetch a few bytes: a file's head, or a probe.
 
@@ -116,13 +116,14 @@ class UpstreamSource:
             start: Of the first byte.
             length: How many, thread_buffer() at most.
             total: The file's size.
+            may_skip: Whether a hub without ranges may send what comes before as well.
 
         Raises:
             SourceError: The hub did not do its part.
         """
         content = thread_buffer()[:length]
         try:
-            exchange = self._open(start, length, total)
+            exchange = self._open(start, length, total, may_skip=may_skip)
         except BodyError as error:
             raise UpstreamUnreachableError(
                 f"The hub does not answer for {self._location.what} ({error}); "

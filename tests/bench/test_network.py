@@ -26,12 +26,8 @@ OBSTACLE = find_obstacle()
 MIB = 1 << 20
 
 
-def test_run_on_loopback_has_a_whole_outcome(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_on_loopback_has_a_whole_outcome(tmp_path: Path) -> None:
     """Two daemons and a hub: both ready, all files right, bytes counted on both sides."""
-    # A measurement takes all free memory for its files; other tests run beside this one.
-    monkeypatch.setattr("bench.memory.read_free_bytes", lambda: 0)
     model = make_model(tmp_path / "models", 2 * MIB)
     scenario = SCENARIOS[0].with_peers(2)
     outcome = run_scenario(

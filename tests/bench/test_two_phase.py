@@ -21,6 +21,7 @@ SIZE_BYTES = 64_000_000
 RATE_BYTES_PER_S = 32_000_000
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(120)
 def test_two_phases_leave_no_device_idle_and_continue_after_a_kill() -> None:
     """The issue's claim: idle for the whole download, or not; from the beginning, or on."""

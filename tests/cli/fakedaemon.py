@@ -17,6 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from tests.ports import pick_port
+
 API = "/_p2pcache/v1"
 ADMIN_TOKEN = "a1" * 32
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -84,7 +86,7 @@ class FakeDaemon:
             def log_message(self, *args: object) -> None:
                 """Stay quiet."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", pick_port()), Handler)
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()

@@ -164,6 +164,35 @@ def test_pull_that_fails_exits_by_cause(
     assert result.stderr == "error: It went wrong; try again.\n"
 
 
+def test_pull_whose_token_a_restart_lost_ends_with_what_to_do(
+    run: RunCommand, daemon: FakeDaemon
+) -> None:
+    """Paused, with an error: it waits for somebody, so nobody waits for it."""
+    lost = make_error("GatedRepository", "Your token was not kept; p2pcache jobs --resume d1.")
+    daemon.say("GET", "/downloads/d1", make_job("paused", error=lost))
+    result = run("pull", "org/name", "--json")
+    assert result.exit_code == 12
+    assert json.loads(result.stdout)["state"] == "paused"
+    assert "p2pcache jobs --resume d1" in result.stderr
+
+
+@pytest.mark.parametrize("command", [("pull", "org/name"), ("exec", "org/name", "--", "true")])
+def test_pull_gives_its_token_again_to_a_daemon_that_a_restart_made_forget_it(
+    run: RunCommand, daemon: FakeDaemon, command: tuple[str, ...]
+) -> None:
+    """It is kept in memory alone, there and here; who still has it need not ask a person."""
+    lost = make_error("GatedRepository", "Your token was not kept; p2pcache jobs --resume d1.")
+    paused = make_job("paused", error=lost)
+    daemon.say("GET", "/downloads/d1", paused, make_job("queued"), paused, make_job("failed"))
+    daemon.say("GET", "/status", {"store": str(daemon.store)})
+    daemon.say("POST", "/downloads/d1/resume", make_job("queued"))
+    result = run(command[0], "--token", "hf_secret", *command[1:])
+    assert result.exit_code == 1
+    assert "hf_secret" not in result.output
+    resumed = [r for r in daemon.requests if r.path.endswith("/resume")]
+    assert [r.body for r in resumed] == [{"token": "hf_secret"}] * 2
+
+
 def test_pull_that_another_cancelled_fails(run: RunCommand, daemon: FakeDaemon) -> None:
     """There is no path to print, so it cannot be a success."""
     daemon.say("GET", "/downloads/d1", make_job("cancelled"))
@@ -234,11 +263,34 @@ def test_pull_of_vanished_daemon_exits_14_with_next_step(
     run: RunCommand, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who waits learns that the daemon is gone, that nothing is lost, and what to do."""
+    monkeypatch.setattr("p2pcache.client.waiting.RESTART_PATIENCE_S", 0.3)
     monkeypatch.setattr("p2pcache.client.waiting.time.sleep", lambda seconds: daemon.stop())
     result = run("pull", "org/name")
     assert result.exit_code == 14
     assert "went away during the download" in result.stderr
     assert "p2pcache up" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["pull", "pin"])
+def test_pull_goes_on_when_the_daemon_is_restarted_elsewhere(
+    run: RunCommand, daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """The daemon goes on with its downloads after a restart, and so does who watches one."""
+    daemon.say("GET", "/downloads/d1", make_job("downloading"))
+    daemon.say("POST", "/pins", {"model": "org/name", "revision": "main"})
+    ports = [daemon.port]
+
+    def restart(seconds: float) -> None:
+        if len(ports) == 1:
+            daemon.stop()
+            daemon.say("GET", "/downloads/d1", make_job("done", path=PATH))
+            daemon.start()
+            ports.append(daemon.port)
+
+    monkeypatch.setattr("p2pcache.client.waiting.time.sleep", restart)
+    result = run(command, "org/name")
+    assert (result.exit_code, result.stdout) == (0, PATH + "\n"), result.stderr
+    assert len(set(ports)) == 2
 
 
 def test_pull_without_daemon_exits_14(run: RunCommand, daemon: FakeDaemon) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 
 import pytest
 
@@ -18,6 +17,7 @@ from tests.clients.client import CLIENT_TIMEOUT_S
 from tests.clients.conftest import LONG, MakeClient, MakeDaemon, MakeSample
 from tests.daemons import wait_until
 from tests.hub import HubProcess
+from tests.ports import pick_port
 
 NODES = 4
 WORKERS_PER_NODE = 4
@@ -26,13 +26,6 @@ FLOATS = 3_000_000
 AMPLIFICATION_MAX = 1.05
 # One question of each node for the branch, one for the list, one whether it may be read.
 QUESTIONS_PER_NODE_MAX = 6
-
-
-def reserve_ports(count: int) -> list[int]:
-    """Return ports that were free a moment ago."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [int(one.getsockname()[1]) for one in sockets]
 
 
 @LONG
@@ -47,7 +40,7 @@ def test_case_24_sixteen_workers_on_four_nodes_cost_one_copy(
 ) -> None:
     """All start at once and cold; the hub sends each file once, and is asked little."""
     sample = make_sample(floats=FLOATS)
-    ports = [f"127.0.0.1:{port}" for port in reserve_ports(NODES)]
+    ports = [f"127.0.0.1:{pick_port()}" for _ in range(NODES)]
     nodes = [
         make_daemon(
             f"node-{i}", listen=port, peers=[p for p in ports if p != port], trust_peers=trust

@@ -45,8 +45,10 @@ from p2pcache.core.pace import (
     ExtraBytes,
     Pace,
 )
+from p2pcache.core.patience import FIRST_WAIT_S
 from p2pcache.core.planner import UPSTREAM, PeerView, PlannerLimits, RunRequest
 from p2pcache.core.readers import READER_PATIENCE_S
+from p2pcache.core.rendezvous import find_owner
 from p2pcache.core.tenure import LEASE_S, PROGRESS_BYTES_MIN
 from p2pcache.core.transitions import (
     BROKEN_REST_S,
@@ -256,7 +258,8 @@ class AnyEvents(RuleBasedStateMachine):
         assert set(machine.have) == self.have
         assert set(machine.inflight) == set(asked)
         assert set(machine.runs) == set(self.runs)
-        assert not machine.intent - machine.inflight
+        assert set(machine.intent - machine.inflight) <= machine.begun
+        assert machine.begun <= set(machine.intent) - self.have
 
     @invariant()
     def spends_no_less_than_nothing(self) -> None:
@@ -394,6 +397,76 @@ def test_intent_is_announced_while_a_first_copy_is_under_way() -> None:
     assert set(machine.intent) == {1}
     end(machine, 1, Outcome.UPSTREAM_FAILED, error=UpstreamUnreachableError("x"))
     assert set(machine.intent) == set()
+
+
+def test_chunk_that_we_owe_is_brought_whatever_else_we_brought_before() -> None:
+    """All waited for us, and we for who comes after one that let it lapse: for a lease."""
+    machine = make_machine(16)
+    other = see(A, Bitfield(16), is_fetching=True, can_fetch_upstream=True)
+    ours = [i for i in range(16) if find_owner(BLOB, i, [A, SELF_ID]) == SELF_ID]
+    others = [i for i in range(16) if i not in ours]
+    assert len(others) > 4, "more than make a claim lapse"
+    for index in ours:
+        machine.handle(ChunkStored(index), now_s=100.0)
+    assert asks_of(look(machine, other, can_fetch_upstream=True)) == []
+    machine.handle(ChunksForgotten((ours[0],)), now_s=100.0)
+    now_s, run_id = 100.3, 1
+    for index in others:
+        # The hub is busy for all but readers, who wait for what is not ours.
+        machine.readers.note(run_id, index, now_s=now_s - 2 * READER_PATIENCE_S)
+        (request,) = asks_of(
+            look(machine, other, now_s=now_s, can_fetch_upstream=True, upstream_requests_inflight=8)
+        )
+        assert list(request.chunk_indexes) == [index]
+        machine.readers.forget(run_id)
+        now_s += 0.3
+        store(machine, index, run_id, now_s)
+        end(machine, run_id, Outcome.DELIVERED, now_s=now_s, received_bytes=CHUNK_SIZE_BYTES)
+        run_id += 1
+    assert asks_of(look(machine, other, now_s=now_s + 0.3, can_fetch_upstream=True)) == [
+        RunRequest(UPSTREAM, ours[0], ours[0], is_first_copy=True)
+    ]
+
+
+def break_off_midway(machine: FetchMachine) -> RunRequest:
+    """Let the hub break off in the middle of what it was asked for first."""
+    first, *_ = asks_of(look(machine, can_fetch_upstream=True))
+    look(machine, can_fetch_upstream=True, received={1: CHUNK_SIZE_BYTES // 2})
+    error = UpstreamUnreachableError("It broke off.")
+    end(machine, 1, Outcome.UPSTREAM_FAILED, received_bytes=CHUNK_SIZE_BYTES // 2, error=error)
+    return first
+
+
+def test_chunk_that_broke_off_midway_stays_announced_and_is_asked_for_again() -> None:
+    """Whoever owns it: else another takes it, and the hub sends the start a second time."""
+    machine = make_machine(1)
+    first = break_off_midway(machine)
+    assert set(machine.intent) == {0}
+    assert machine.state_of(0) is ChunkState.MISSING
+    owner = see(A, Bitfield(1), is_fetching=True, can_fetch_upstream=True)
+    assert asks_of(look(machine, owner, can_fetch_upstream=True)) == []
+    later_s = 100.0 + FIRST_WAIT_S
+    again = asks_of(look(machine, owner, now_s=later_s, can_fetch_upstream=True))
+    assert [request.chunk_indexes for request in again] == [first.chunk_indexes]
+    store(machine, 0, 2, later_s)
+    assert set(machine.intent) == set()
+
+
+def test_chunk_that_broke_off_is_left_to_others_once_the_hub_is_given_up() -> None:
+    """Who cannot go on must not keep the others from it."""
+    machine = make_machine(1)
+    break_off_midway(machine)
+    look(machine, now_s=100.1)
+    assert set(machine.intent) == set()
+
+
+def test_chunk_that_broke_off_and_that_another_has_announced_is_left_to_it() -> None:
+    """Both kept it for a moment; only one of them asks."""
+    machine = make_machine(1)
+    break_off_midway(machine)
+    other = see(A, Bitfield(1), intent=Bitfield.full(1), is_fetching=True, can_fetch_upstream=True)
+    later_s = 100.0 + FIRST_WAIT_S
+    assert asks_of(look(machine, other, now_s=later_s, can_fetch_upstream=True)) == []
 
 
 def test_bytes_of_first_copies_are_counted_once_whenever_they_are_told() -> None:

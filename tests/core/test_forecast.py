@@ -8,8 +8,8 @@ Source: core/forecast.py; core/holdings.py.
 
 from __future__ import annotations
 
-import contextlib
 import json
+from dataclasses import astuple
 
 import pytest
 from hypothesis import given
@@ -19,11 +19,13 @@ from p2pcache.core.digest import BlobDigest
 from p2pcache.core.forecast import Speed, forecast_running, forecast_start
 from p2pcache.core.holdings import (
     BLOBS_PER_QUESTION_MAX,
+    ETA_S_MAX,
     Eta,
     HoldingsAnswer,
     HoldingsQuestion,
     eta_to_json,
 )
+from p2pcache.core.layout import BLOB_SIZE_BYTES_MAX
 from p2pcache.errors import InputError
 
 FAST, SLOW, UNKNOWN = Speed(100.0, 50.0), Speed(10.0, 8.0), Speed()
@@ -92,6 +94,12 @@ def test_answer_with_an_impossible_estimate_has_none(eta: object) -> None:
     assert HoldingsAnswer.from_json({"held": [1], "eta_s": eta}, [5]) == HoldingsAnswer((1,), None)
 
 
+def test_answer_with_an_estimate_that_no_float_holds_is_never() -> None:
+    """Whole numbers of JSON have no end."""
+    endless = {"held": [1], "eta_s": {"p50": 10**400, "p95": 10**400}}
+    assert HoldingsAnswer.from_json(endless, [5]).eta == Eta(ETA_S_MAX, ETA_S_MAX)
+
+
 def test_question_about_too_many_blobs_is_refused() -> None:
     """Nobody makes us look for more."""
     entry = {"blob": str(BLOB), "size": 1}
@@ -99,10 +107,34 @@ def test_question_about_too_many_blobs_is_refused() -> None:
         HoldingsQuestion.from_json({"blobs": [entry] * (BLOBS_PER_QUESTION_MAX + 1)})
 
 
-@given(JSON)
-def test_no_message_fails_otherwise_than_told(message: object) -> None:
-    """Whatever a stranger sends."""
-    with contextlib.suppress(InputError):
-        HoldingsQuestion.from_json(message)
-    with contextlib.suppress(InputError):
-        HoldingsAnswer.from_json(message, [5])
+ENTRIES = st.fixed_dictionaries({"blob": st.just(str(BLOB)) | JSON, "size": JSON})
+HELD = st.lists(st.integers(-1, 6), max_size=2)
+MESSAGES = JSON | st.fixed_dictionaries(
+    {"blobs": JSON | st.lists(ENTRIES, max_size=2), "held": JSON | HELD},
+    optional={"eta_s": JSON | st.fixed_dictionaries({"p50": JSON, "p95": JSON})},
+)
+
+
+@given(MESSAGES)
+def test_question_of_any_shape_is_refused_or_survives_the_wire(message: object) -> None:
+    """Whatever a stranger sends: an input error, or a question that is within its limits."""
+    try:
+        question = HoldingsQuestion.from_json(message)
+    except InputError:
+        return
+    assert all(0 <= size_bytes <= BLOB_SIZE_BYTES_MAX for _, size_bytes in question.blobs)
+    assert HoldingsQuestion.from_json(json.loads(json.dumps(question.to_json()))) == question
+
+
+@given(MESSAGES)
+def test_answer_of_any_shape_is_refused_or_within_what_was_asked(message: object) -> None:
+    """Whatever a stranger sends: an input error, or no more bytes and seconds than can be."""
+    try:
+        answer = HoldingsAnswer.from_json(message, [5])
+    except InputError:
+        return
+    [held_bytes] = answer.held_bytes
+    assert 0 <= held_bytes <= 5
+    assert answer.eta is None or (
+        0 <= min(astuple(answer.eta)) <= max(astuple(answer.eta)) <= ETA_S_MAX
+    )

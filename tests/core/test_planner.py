@@ -671,3 +671,36 @@ def test_plan_what_an_owner_may_begin_at_once_is_left_to_it(
     peer = make_peer(1, Bitfield(count), is_fetching=True, can_fetch_upstream=True)
     requests = plan(make_view(count, peer, have=mine, may_steal=True))
     assert chunks_of(requests) == (left[-1:] if is_taken else [])
+
+
+# --- a crowd with a lone seeder ---
+
+
+def make_lone_crowd(**changes: object) -> FetchView:
+    """Twelve that fetch, each of which has one chunk of twenty, and a seeder that has all."""
+    members = [make_peer(n, Bitfield.of(20, [n]), is_fetching=True) for n in range(12)]
+    view = make_view(20, make_peer(50, Bitfield.full(20)), *members, can_fetch_upstream=False)
+    view = replace(view, is_crowded=True)
+    return replace(view, **changes)  # type: ignore[arg-type]
+
+
+def test_plan_in_a_lone_seeders_crowd_keeps_few_runs_under_way() -> None:
+    """Many at once would share the line, and all come late; what a reader needs comes anyway."""
+    most = LIMITS.crowd_runs_max
+    for inflight in range(most + 2):
+        requests = plan(make_lone_crowd(further_runs_inflight=inflight))
+        further = [r for r in requests if not r.is_first_copy]
+        assert len(further) == max(0, most - inflight)
+    among_few = make_lone_crowd(further_runs_inflight=most, is_crowded=False)
+    assert any(not r.is_first_copy for r in plan(among_few)), "nobody is turned away there"
+    waiting = make_lone_crowd(further_runs_inflight=most, next_for_readers=(3,))
+    assert [r.first for r in plan(waiting) if not r.is_first_copy] == [3]
+
+
+def test_plan_in_a_lone_seeders_crowd_asks_the_others_before_it() -> None:
+    """When all is spread, its line is no better than anybody's."""
+    members = [make_peer(n, Bitfield.full(20), is_fetching=True) for n in range(12)]
+    members = [replace(p, have=p.have - Bitfield.of(20, [0])) for p in members[:11]]
+    have = Bitfield.of(20, [0])
+    view = make_view(20, make_peer(50, Bitfield.full(20)), *members, have=have, is_crowded=True)
+    assert all(r.source_id != make_id(50) for r in plan(view))

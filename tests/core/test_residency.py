@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pcache.core.residency import FileResidency, State, measure_residency
+from p2pcache.core.residency import FileResidency, State, measure_residency, sum_whole
 
 
 @st.composite
@@ -32,6 +32,14 @@ def test_residency_any_files_add_up(files: list[FileResidency]) -> None:
     assert (found.state is State.RESIDENT) is all(entry.is_proven for entry in files)
     if found.state is State.RESIDENT:
         assert found.bytes_missing == 0
+
+
+@given(st.lists(st.tuples(st.integers(0, 100), st.floats(0, 1e10))))
+def test_residency_of_what_is_whole_is_the_same_in_less_time(rows: list[tuple[int, float]]) -> None:
+    """Who has counted the bytes before need not count them again."""
+    files = [FileResidency(size, size, True, wall_s) for size, wall_s in rows]
+    total = sum(size for size, _ in rows)
+    assert sum_whole(total, (wall_s for _, wall_s in rows)) == measure_residency(files)
 
 
 @pytest.mark.parametrize(

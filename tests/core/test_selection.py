@@ -68,6 +68,10 @@ def make_files(files: Mapping[str, int]) -> list[FileEntry]:
             },
         ),
         ({"adapter_model.safetensors": 5}, {"adapter_model.bin": 5}),
+        (
+            {"model.safetensors": 100, "vae/model.safetensors": 9},
+            {"original/model.safetensors": 100, "vae/original/part.safetensors": 9},
+        ),
     ],
 )
 def test_selection_leaves_out_the_same_weights_in_another_format(
@@ -97,6 +101,7 @@ def test_selection_leaves_out_the_same_weights_in_another_format(
         {"pytorch_model.fp16.bin": 50, "model.safetensors": 100},
         {"onnx/model.onnx": 100, "config.json": 1},
         {".bin": 1, "model.safetensors": 5},
+        {".safetensors": 5, ".bin": 5, ".h5": 5},
         {},
     ],
 )

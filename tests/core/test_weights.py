@@ -30,7 +30,7 @@ from p2pcache.core.weights import (
     count_variants,
     is_weight_file,
     measure_weights,
-    params_from_text,
+    params_from_texts,
     params_to_text,
     plan_memory,
     shapes_from_text,
@@ -184,11 +184,25 @@ def test_type_that_is_newer_than_this_release_counts_by_its_bytes() -> None:
     assert (dict(found.params), found.tensor_bytes) == ({"F3_NEW": 5}, 2)
 
 
-@given(st.binary(max_size=300))
-def test_no_bytes_make_the_count_fail(raw: bytes) -> None:
-    """What a file holds is somebody else's doing."""
-    weigh(raw)
-    weigh(b"GGUF" + raw)
+GOOD_FILES = [
+    make_safetensors({"a": ("F32", [2, 3], bytes(24)), "b": ("BF16", [5], bytes(10))}),
+    make_gguf({"a": bytes(32), "b": bytes(16)}),
+]
+
+
+@given(st.sampled_from(GOOD_FILES), st.integers(0, 300), st.binary(max_size=40))
+def test_no_bytes_make_the_count_fail_or_exceed_the_file(
+    good: bytes, offset: int, hostile: bytes
+) -> None:
+    """What a file holds is somebody else's doing: it is unknown, or no more than there is."""
+    for raw in (
+        good[:offset] + hostile + good[offset + len(hostile) :],
+        hostile,
+        b"GGUF" + hostile,
+    ):
+        found, _ = weigh(raw)
+        assert found is None or found.largest_tensor_bytes <= found.tensor_bytes <= len(raw)
+    assert weigh(good)[0] is not None
 
 
 # --- ranks and memory ---
@@ -268,5 +282,5 @@ def test_record_of_facts_is_read_as_it_was_written() -> None:
     """What the index keeps comes back."""
     params = (("BF16", 3), ("F32", 1 << 40))
     shapes = (ShapeCount((2, 3), 12, 5), ShapeCount((), 4, 1))
-    assert params_from_text(params_to_text(params)) == params
+    assert params_from_texts(params_to_text(params)) == list(params)
     assert shapes_from_text(shapes_to_text(shapes)) == shapes

@@ -23,6 +23,7 @@ from yarl import URL
 from p2pcache.daemon.app import bind, make_local_app, make_peer_app, serve, show_address
 from p2pcache.daemon.management import Management
 from tests.engine.engine import Engine
+from tests.ports import pick_port
 
 READ_TIMEOUT_S = 10.0
 
@@ -62,7 +63,7 @@ class Served:
 
     async def open(self) -> Served:
         """Listen on free ports."""
-        local, peer = (bind(("127.0.0.1", 0), flag) for flag in ("--local", "--listen"))
+        local, peer = (bind(("127.0.0.1", pick_port()), flag) for flag in ("--local", "--listen"))
         self.local, self.peer = show_address(local), show_address(peer)
         app, self.management = make_local_app(self.engine.cache, self.engine.downloads, local)
         await serve(app, local, self.stack)
@@ -126,7 +127,7 @@ async def ask_raw(address: str, request: str | bytes) -> bytes:
 
 async def serve_handler(stack: AsyncExitStack, app: web.Application) -> str:
     """Serve any application on a free port; returns its address."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", pick_port()))
     listener.setblocking(False)
     await serve(app, listener, stack)
     return show_address(listener)

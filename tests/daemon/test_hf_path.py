@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pcache.core.refs import parse_path, parse_revision
-from p2pcache.daemon.hf_path import parse_api_address, parse_file_address
+from p2pcache.daemon.hf_path import check_forwardable, parse_api_address, parse_file_address
 from p2pcache.errors import InvalidNameError
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -178,3 +178,26 @@ def test_any_address_is_none_refused_or_safe(parts: list[str]) -> None:
             assert parse_revision(address.reference.revision)
             assert address.path == "" or parse_path(address.path)
             assert ".." not in address.reference.repo.name
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/api/../secret",
+        "/api/models/org/x/../../../y",
+        "/api/%2e%2e/y",
+        "/api/models/%2E%2E/%2e/y?a=b",
+        "/%61pi/models/org/x",
+        "/other",
+        "/api/%ff",
+    ],
+)
+def test_address_that_leads_elsewhere_is_not_passed_on(address: str) -> None:
+    """It would reach another page of the hub's server, or another hub, with the caller's token."""
+    with pytest.raises(InvalidNameError):
+        check_forwardable(address, ("/api/",))
+
+
+def test_address_of_the_api_is_passed_on() -> None:
+    """Dots within names, and in a query, are names."""
+    check_forwardable("/api/models/org/x..y/.z?a=../b", ("/api/",))

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -207,9 +208,9 @@ async def test_error_after_the_body_began_is_not_written_into_it(
 class Holder:
     """Serves an answer after a while, held by interim answers."""
 
-    def __init__(self, delay_s: float, *, fails: bool = False) -> None:
-        self.delay_s, self.fails = delay_s, fails
-        self.work_ended = asyncio.Event()
+    def __init__(self, *, fails: bool = False) -> None:
+        self.fails = fails
+        self.may_answer, self.work_ended = asyncio.Event(), asyncio.Event()
 
     async def serve(self, stack: AsyncExitStack) -> str:
         """Listen; returns the address."""
@@ -223,7 +224,7 @@ class Holder:
 
     async def _work(self) -> str:
         try:
-            await asyncio.sleep(self.delay_s)
+            await self.may_answer.wait()
             if self.fails:
                 raise BlobNotFoundError("It is nowhere; ask another.")
             return "done"
@@ -231,58 +232,87 @@ class Holder:
             self.work_ended.set()
 
 
+class Waits:
+    """Counts how often work was waited for."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def wait(self, *arguments: Any, **options: Any) -> Any:
+        """As asyncio.wait()."""
+        self.count += 1
+        return await asyncio.wait(*arguments, **options)
+
+
 @pytest.fixture
-def quick_interims(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send interim answers often."""
+def waits(monkeypatch: pytest.MonkeyPatch) -> Waits:
+    """Send interim answers often, and count the waits before them."""
+    waits = Waits()
+    names = {**vars(asyncio), "wait": waits.wait}
+    monkeypatch.setattr(interim, "asyncio", SimpleNamespace(**names))
     monkeypatch.setattr(interim, "INTERIM_INTERVAL_S", 0.05)
+    return waits
 
 
-async def test_slow_answer_is_preceded_by_interim_ones(
-    stack: AsyncExitStack, quick_interims: None
-) -> None:
+async def test_slow_answer_is_preceded_by_interim_ones(stack: AsyncExitStack, waits: Waits) -> None:
     """A client that waits gets 100 Continue now and then, and one final answer."""
-    answer = await ask_raw(await Holder(0.28).serve(stack), GET)
-    assert answer.count(INTERIM) >= 3
+    holder = Holder()
+    host, _, port = (await holder.serve(stack)).rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(GET.encode())
+    assert await reader.readexactly(3 * len(INTERIM)) == 3 * INTERIM
+    holder.may_answer.set()
+    answer = await reader.read()
+    writer.close()
     assert answer.replace(INTERIM, b"").startswith(b"HTTP/1.1 200 OK\r\n")
     assert answer.endswith(b"\r\n\r\ndone")
 
 
 async def test_quick_answer_has_no_interim_one(stack: AsyncExitStack) -> None:
     """Who need not wait notices nothing."""
-    answer = await ask_raw(await Holder(0.0).serve(stack), GET)
+    holder = Holder()
+    holder.may_answer.set()
+    answer = await ask_raw(await holder.serve(stack), GET)
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-async def test_old_protocol_gets_no_interim_answer(
-    stack: AsyncExitStack, quick_interims: None
-) -> None:
+async def test_old_protocol_gets_no_interim_answer(stack: AsyncExitStack, waits: Waits) -> None:
     """HTTP/1.0 knows no interim answers; the final one comes all the same."""
-    answer = await ask_raw(await Holder(0.2).serve(stack), "GET / HTTP/1.0\r\nHost: x\r\n\r\n")
+    holder = Holder()
+    asking = asyncio.create_task(
+        ask_raw(await holder.serve(stack), "GET / HTTP/1.0\r\nHost: x\r\n\r\n")
+    )
+    await eventually(lambda: waits.count >= 3, "three interim answers are due")
+    holder.may_answer.set()
+    answer = await asking
     assert INTERIM not in answer
     assert answer.endswith(b"done")
 
 
 async def test_error_after_interim_answers_is_a_whole_answer(
-    stack: AsyncExitStack, quick_interims: None
+    stack: AsyncExitStack, waits: Waits
 ) -> None:
     """A failure while a client is held has its status and its body."""
-    answer = await ask_raw(await Holder(0.15, fails=True).serve(stack), GET)
+    holder = Holder(fails=True)
+    asking = asyncio.create_task(ask_raw(await holder.serve(stack), GET))
+    await eventually(lambda: waits.count >= 2, "an interim answer is sent")
+    holder.may_answer.set()
+    answer = await asking
+    assert answer.startswith(INTERIM)
     assert answer.replace(INTERIM, b"").startswith(b"HTTP/1.1 404 ")
     assert b"BlobNotFound" in answer
 
 
 async def test_client_that_leaves_cancels_what_it_waited_for(
-    stack: AsyncExitStack, quick_interims: None
+    stack: AsyncExitStack, waits: Waits
 ) -> None:
     """Nobody works for a client that is gone."""
-    holder = Holder(60.0)
+    holder = Holder()
     address = await holder.serve(stack)
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(GET.encode())
     assert await reader.readexactly(len(INTERIM)) == INTERIM
-    began_s = time.monotonic()
     writer.transport.abort()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(10):  # for ever, if the work went on
         await holder.work_ended.wait()
-    assert time.monotonic() - began_s < 5

@@ -145,10 +145,13 @@ async def test_discovery_stop_twice_or_unstarted_is_harmless(
     site: Site, recorder: Recorder
 ) -> None:
     """Stop needs no start and may be repeated."""
+    before = asyncio.all_tasks()
     await site.make().stop()
     joined = await site.join(0, recorder)
     await joined.stop()
     await joined.stop()
+    await wait_until(lambda: asyncio.all_tasks() <= before, "no task is left")
+    assert (recorder.found, recorder.lost) == ([], [])
 
 
 async def test_discovery_restarted_peer_is_found_again(site: Site) -> None:

@@ -111,13 +111,13 @@ async def test_mdns_flood_stays_under_the_cap_and_hides_nobody(
     monkeypatch.setattr(mdns_module, "REQUESTS_INFLIGHT_MAX", 0)
     await flood(enemy, 5_000)
     await wait_until(lambda: len(recorder.found) > CANDIDATES_MAX, "more names than the cap")
-    assert watcher.candidate_count <= CANDIDATES_MAX
+    assert len(watcher._table) <= CANDIDATES_MAX
     assert recorder.lost == [], "being forgotten for lack of room is not a departure"
     real = MdnsDiscovery()
     await real.start(REAL, lambda _: None, lambda _: None)
     await wait_until(lambda: REAL.port in recorder.found_ports, "the real peer in the flood")
     await real.stop()
-    assert watcher.candidate_count <= CANDIDATES_MAX
+    assert len(watcher._table) <= CANDIDATES_MAX
 
 
 async def test_mdns_flood_renews_the_browser_and_still_watches(

@@ -42,6 +42,7 @@ from p2pcache.store.home import StoreHome
 from p2pcache.store.hubtree import HubTree
 from p2pcache.transfer.connection import ConnectionPool
 from tests.engine.fakepeer import sha256_name
+from tests.ports import pick_port
 
 POLL_S = 0.005
 
@@ -60,6 +61,12 @@ async def eventually(
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"{what} did not happen within {timeout_s:g} s")
         await asyncio.sleep(POLL_S)
+
+
+async def let_run(turns: int = 100) -> None:
+    """Let the loop run all that waits for nothing but its turn."""
+    for _ in range(turns):
+        await asyncio.sleep(0)
 
 
 def list_open_files(root: Path) -> list[str]:
@@ -168,7 +175,7 @@ class Engine:
         runner = web.AppRunner(make_peer_app(self.cache), access_log=None, shutdown_timeout=0.05)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        await web.TCPSite(runner, "127.0.0.1", pick_port()).start()
         port = runner.addresses[0][1]
         self.cache.swarm.port = port
         self.address = f"127.0.0.1:{port}"
@@ -213,9 +220,9 @@ class Engine:
 
     async def open_reader(self, repo: str, path: str, token: str | None = None) -> BlobReader:
         """Open a file as the gateway does."""
-        reference = ModelReference.parse(repo)
-        _, _, reader = await self.cache.open_file(reference, path, Credentials(token))
-        return reader
+        credentials = Credentials(token)
+        found = await self.cache.find_file(ModelReference.parse(repo), path, credentials)
+        return await self.cache.open_found(found, credentials)
 
     async def read(
         self,

@@ -22,6 +22,7 @@ from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
 from p2pcache.core.messages import Exchange, Hello, SwarmEntry, table_to_json
 from p2pcache.core.verify import digest_of
+from tests.ports import pick_port
 
 Tamper = Callable[[int, bytes], bytes]
 
@@ -90,8 +91,8 @@ class FakePeer:
             app, access_log=None, shutdown_timeout=0.05, handler_cancellation=True
         )
         await self._runner.setup()
+        self._port = self._port or pick_port()
         await web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True).start()
-        self._port = self._runner.addresses[0][1]
         return self
 
     async def stop(self) -> None:

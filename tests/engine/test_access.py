@@ -121,7 +121,7 @@ async def test_hub_that_fails_is_never_a_yes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A hub that cannot serve proves nothing, and nobody gets in."""
-    monkeypatch.setattr("p2pcache.hubs.huggingface.RETRY_WAITS_S", (0.01,) * 3)
+    monkeypatch.setattr("p2pcache.hubs.wire.RETRY_WAITS_S", (0.01,) * 3)
     snapshot = await resolve(engine, REPO)
     hub.set_faults(refuse_status=status, routes=["resolve"])
     assert not await engine.cache.access.is_public(snapshot)

@@ -15,11 +15,13 @@ import stat
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
 from p2pcache.core.refs import ModelReference
 from p2pcache.core.residency import State
@@ -61,7 +63,7 @@ from tests.engine.conftest import (
     WEIGHTS,
     MakeCache,
 )
-from tests.engine.engine import Engine, eventually, list_open_files
+from tests.engine.engine import Engine, eventually, let_run, list_open_files
 from tests.engine.fakepeer import sha256_name
 from tests.engine.test_shelf import flip_byte
 from tests.hub import Hub, Repository
@@ -631,7 +633,7 @@ async def test_import_cancelled_leaves_what_it_wrote(archive: bytes, other: Engi
 
 
 async def test_import_and_fetch_of_one_blob_take_turns(
-    engine: Engine, archive: bytes, make_cache: MakeCache
+    archive: bytes, make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two never fill one file: a reader waits for the import, and then needs no hub."""
     importer = await make_cache("c")
@@ -649,9 +651,20 @@ async def test_import_and_fetch_of_one_blob_take_turns(
 
     taking = asyncio.create_task(Bundles(importer.cache).take_in(ImportOrder(), read_with_a_pause))
     await asyncio.wait_for(is_waiting.wait(), 10.0)
+    claims, waits = importer.cache.claims, []
+    for name in ("wait_free", "_wait_unused"):
+        real = getattr(claims, name)
+
+        async def note_wait(blob: BlobDigest, name: str = name, real: Any = real) -> None:
+            waits.append((name, claims.is_held(blob)))
+            await real(blob)
+
+        monkeypatch.setattr(claims, name, note_wait)
     reading = asyncio.create_task(importer.read(REPO, NAME))
     joining = asyncio.create_task(import_archive(importer, archive))
-    await asyncio.sleep(0.1)
+    both = {("wait_free", True), ("_wait_unused", True)}
+    await eventually(lambda: set(waits) >= both, "reader and second import wait")
+    await let_run()
     assert importer.cache.fetches.find(BLOB) is None
     may_go_on.set()
     assert await reading == WEIGHTS

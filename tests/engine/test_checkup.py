@@ -385,9 +385,10 @@ async def test_reader_of_a_file_that_is_checked_does_not_wait_for_the_check(
     row = replace(await find_row(pulled), verified_wall_s=1.0)
     await pulled.context.index.call(lambda i: i.blobs.put(row))
     os.utime(path_of(pulled), ns=(1, 1))
-    run = await pulled.cache.checkup.start(CheckOrder(rate_bps=8.0 * CHUNK_BYTES))
+    # The whole file takes the check more than a minute.
+    run = await pulled.cache.checkup.start(CheckOrder(rate_bps=CHUNK_BYTES / 4))
     await eventually(lambda: looked_at, "the first chunk")
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(10):
         found = await pulled.cache.shelf.open_proven(BLOB)
     assert found is not None
     os.close(found.fd)
@@ -585,7 +586,8 @@ async def test_patrol_rate_grows_with_a_store_that_a_week_is_too_short_for(
     """Everything is looked at within the interval, whatever the store's size."""
     monkeypatch.setattr(checkup, "CHECK_RATE_BPS", 1.0)
     monkeypatch.setattr(checkup, "CHECK_INTERVAL_S", 1.0)
-    await asyncio.sleep(1.1)
+    row = replace(await find_row(pulled), verified_wall_s=1.0)
+    await pulled.context.index.call(lambda i: i.blobs.put(row))
     await pulled.cache.checkup.patrol_once()
     run = pulled.cache.checkup.find_run()
     assert run is not None

@@ -12,11 +12,12 @@ import asyncio
 
 import pytest
 
-from p2pcache.engine import claims
+from p2pcache.core.digest import BlobDigest
+from p2pcache.engine import claims as claims_module
 from p2pcache.errors import DaemonBusyError
 from p2pcache.store.base import BlobFile
 from tests.engine.conftest import REPO, WEIGHTS
-from tests.engine.engine import Engine, eventually
+from tests.engine.engine import Engine, eventually, let_run
 from tests.engine.fakepeer import sha256_name
 
 NAME = "pytorch_model.bin"
@@ -40,7 +41,7 @@ async def test_claims_of_one_blob_take_turns(engine: Engine) -> None:
     async def claim(name: str, *, fails: bool) -> None:
         async with engine.cache.claims.hold(BLOB):
             order.append(f"{name} begins")
-            await asyncio.sleep(0.01)
+            await let_run()
             order.append(f"{name} ends")
             if fails:
                 raise ValueError(name)
@@ -56,7 +57,7 @@ async def test_claim_of_a_blob_that_stays_in_use_is_refused(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody waits for ever; the claim that is held is not touched."""
-    monkeypatch.setattr(claims, "CLAIM_WAIT_S", 0.02)
+    monkeypatch.setattr(claims_module, "CLAIM_WAIT_S", 0.02)
     async with engine.cache.claims.hold(BLOB):
         with pytest.raises(DaemonBusyError, match="wait"):
             async with engine.cache.claims.hold(BLOB):
@@ -68,12 +69,16 @@ async def test_reader_waits_for_a_claim_that_began_while_it_looked(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A claim between the look at the shelf and the fetch is noticed: no fetch begins beside it."""
-    released, shelf = asyncio.Event(), engine.cache.shelf
-    real, looks = shelf.open_proven, []
+    released, shelf, claims = asyncio.Event(), engine.cache.shelf, engine.cache.claims
+    real, looks, wait_free, waits = shelf.open_proven, [], claims.wait_free, []
 
     async def hold() -> None:
-        async with engine.cache.claims.hold(BLOB):
+        async with claims.hold(BLOB):
             await released.wait()
+
+    async def note_wait(blob: BlobDigest) -> None:
+        waits.append(claims.is_held(blob))
+        await wait_free(blob)
 
     holders: list[asyncio.Task[None]] = []
 
@@ -85,11 +90,12 @@ async def test_reader_waits_for_a_claim_that_began_while_it_looked(
         return await real(BLOB)
 
     monkeypatch.setattr(shelf, "open_proven", open_proven)
+    monkeypatch.setattr(claims, "wait_free", note_wait)
     reading = asyncio.create_task(engine.read(REPO, NAME))
-    await eventually(lambda: holders, "the claim")
-    for _ in range(20):
-        await asyncio.sleep(0.005)
-        assert engine.cache.fetches.find(BLOB) is None
+    await eventually(lambda: any(waits), "the reader waits for the claim")
+    await let_run()
+    assert not reading.done()
+    assert engine.cache.fetches.find(BLOB) is None
     released.set()
     assert await reading == WEIGHTS
     await holders[0]

@@ -73,17 +73,23 @@ async def test_crowd_hears_of_owners_that_it_does_not_talk_to(
     hub.set_faults(rate_bytes_per_s=60_000)
     fetches = await asyncio.gather(*(engine.start_fetch(REPO, NAME) for engine in crowd))
 
-    def told() -> list[int]:
+    def told() -> list[tuple[str, int]]:
         """List what far owners are said to have received, at members that are not owners."""
         found = []
         for engine in crowd:
             swarm = engine.cache.swarm
             for owner_id in swarm.neighbourhood.find_crew(BLOB) - swarm.neighbourhood.near:
                 entry = swarm.peers[owner_id].find_entry(BLOB)
-                found.append(0 if entry is None else entry.received_bytes)
+                found.append((owner_id, 0 if entry is None else entry.received_bytes))
         return found
 
-    await eventually(lambda: told() and all(told()), "news of far owners")
+    await eventually(lambda: told() and all(count for _, count in told()), "news of far owners")
+    received = {
+        engine.context.settings.peer_id: active.fetch.state.machine.first_copy_bytes
+        for engine, active in zip(crowd, fetches, strict=True)
+    }
+    # Never more than the owner has.
+    assert [word for word in told() if word[1] > received[word[0]]] == []
     hub.set_faults()
     await asyncio.gather(*(active.result() for active in fetches))
 

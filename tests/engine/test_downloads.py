@@ -17,6 +17,7 @@ from p2pcache.core.credentials import ANONYMOUS
 from p2pcache.core.refs import ModelReference
 from p2pcache.engine import downloads as downloads_module
 from p2pcache.engine.downloads import FINAL_STATES, Job, JobOrder, JobState
+from p2pcache.engine.jobview import describe_job
 from p2pcache.errors import (
     GatedRepositoryError,
     InputError,
@@ -227,14 +228,35 @@ async def test_rate_is_bytes_over_time(engine: Engine, hub: Hub) -> None:
     await engine.pull(REPO, exclude=("pytorch_model.bin",))
     hub.set_faults(rate_bytes_per_s=600_000)
     job = start(engine)
-    rates = []
+    rates, clock = [], engine.context.clock
+    began_s = clock.monotonic_s()
     while job.state not in FINAL_STATES:
         rates.append(engine.downloads.measure_rate(job))
         await asyncio.sleep(0.01)
     assert max(rates) < 3_000_000
-    assert sorted(rates)[len(rates) * 3 // 4] > 200_000
+    # Of what it was by this test's own count: a busy machine is slower than the hub.
+    counted_bps = len(WEIGHTS) / (clock.monotonic_s() - began_s)
+    assert sorted(rates)[len(rates) * 3 // 4] > counted_bps / 3
     warm = await engine.pull(REPO)
     assert [engine.downloads.measure_rate(warm) for _ in range(3)] == [0.0] * 3
+
+
+async def test_rate_counts_what_is_off_the_wire_before_its_chunk_is_whole(
+    engine: Engine, hub: Hub
+) -> None:
+    """On a slow line a job does not seem to stand still until its first chunk is there."""
+    small = sum(map(len, FILES.values())) - len(WEIGHTS)
+    await engine.pull(REPO, exclude=("pytorch_model.bin",))
+    hub.set_faults(rate_bytes_per_s=8_000)
+    job = start(engine)
+    await eventually(lambda: engine.downloads.measure_rate(job) > 1_000, "a rate")
+    assert engine.downloads.count_bytes(job)["upstream"] < CHUNK_BYTES
+    shown = describe_job(job, now_s=engine.context.clock.monotonic_s())
+    assert shown["bytes_done"] == small
+    eta_s = shown["eta_s"]
+    assert isinstance(eta_s, float)
+    assert 0 < eta_s < len(WEIGHTS) / 1_000
+    await engine.downloads.cancel(job.id)
 
 
 async def test_close_stops_what_runs_and_leaves_it_to_the_next_start(

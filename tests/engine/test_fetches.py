@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +22,7 @@ from p2pcache.core.layout import Layout
 from p2pcache.errors import BlobNotFoundError, ChunkNotYetError, NoSourceError
 from p2pcache.store.partial import FilePartial
 from tests.engine.conftest import CHUNK_BYTES, REPO, WEIGHTS, MakeCache
-from tests.engine.engine import Engine, eventually, list_open_files
+from tests.engine.engine import Engine, eventually, let_run, list_open_files
 from tests.engine.fakepeer import sha256_name
 from tests.hub import Hub
 
@@ -57,7 +56,9 @@ async def test_starter_who_comes_while_the_file_is_opened_joins(
     monkeypatch.setattr(engine.context.store, "open_partial", held)
     starters = [asyncio.create_task(engine.start_fetch(REPO, NAME)) for _ in range(3)]
     await asyncio.to_thread(begun.wait, 5)
-    await asyncio.sleep(0.02)
+    opening = engine.cache.fetches.find(BLOB)
+    assert opening is not None
+    await eventually(lambda: opening.waiting_count == 3, "all three wait")
     assert not any(task.done() for task in starters)
     may_end.set()
     actives = await asyncio.gather(*starters)
@@ -92,8 +93,7 @@ async def test_fetch_that_every_job_left_is_stopped_and_keeps_what_it_has(
     active.job_count += 2
     await eventually(lambda: active.fetch.state.held_bytes >= 4 * CHUNK_BYTES, "some chunks")
     active.leave()
-    await asyncio.sleep(0.02)
-    assert not active.is_done
+    assert not active.is_stopping
     active.leave()
     await eventually(lambda: active.is_done, "the end")
     assert engine.cache.fetches.find(BLOB) is None
@@ -232,7 +232,7 @@ async def test_after_follows_a_success_and_not_a_failure(engine: Engine, hub: Hu
     engine.cache.fetches.after(stopped, note)
     stopped.stop()
     await eventually(lambda: stopped.is_done, "the end")
-    await asyncio.sleep(0.01)
+    await eventually(lambda: not engine.cache.fetches._followers, "nobody waits for it any more")
     assert done == ["linked"]
 
 
@@ -280,14 +280,17 @@ async def test_fetch_cancelled_while_its_file_gets_its_name_is_known_and_not_fet
     engine: Engine, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everybody may leave at that moment; the next one finds the file."""
-    store, leave = engine.context.store, asyncio.get_running_loop().call_soon_threadsafe
+    store, loop = engine.context.store, asyncio.get_running_loop()
     publish = store.publish
     active = await engine.start_fetch(REPO, NAME)
 
+    async def leave() -> None:
+        active.stop()
+        await let_run()  # until the cancellation has come to where it waits
+
     def publish_and_leave(*arguments: Any, **options: Any) -> Any:
         stamp = publish(*arguments, **options)
-        leave(active.stop)
-        time.sleep(0.05)  # until the loop has cancelled it
+        asyncio.run_coroutine_threadsafe(leave(), loop).result(10)
         return stamp
 
     monkeypatch.setattr(store, "publish", publish_and_leave)

@@ -184,7 +184,7 @@ async def test_carried_over_job_waits_for_a_hub_that_is_away(
 ) -> None:
     """A machine boots before its network is up: the job is tried again; a new one fails at once."""
     monkeypatch.setattr(downloads_module, "RETRY_S_MIN", 0.05)
-    monkeypatch.setattr("p2pcache.engine.librarian.UNREACHABLE_PAUSE_S", 0.01)
+    monkeypatch.setattr("p2pcache.engine.silence.UNREACHABLE_PAUSE_S", 0.01)
     engine = await make_cache("b")
     await engine.downloads.open()
     job = engine.downloads.start(order(), ANONYMOUS)
@@ -197,6 +197,10 @@ async def test_carried_over_job_waits_for_a_hub_that_is_away(
     await eventually(lambda: carried.retries > 1, "it is tried again")
     assert (await again.pull("org/other")).state is JobState.FAILED
     assert not carried.is_over
+    # Paused by a person it waits for nothing else: an error would tell who waits to give up.
+    await eventually(lambda: carried.failure is not None and carried.task is None, "a pause")
+    assert "error" not in show(again, await again.downloads.pause(carried.id))
+    await again.downloads.resume(carried.id)
     hub.set_faults()
     await over(carried)
     assert (carried.state, carried.failure) == (JobState.DONE, None)

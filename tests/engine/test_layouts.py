@@ -15,6 +15,7 @@ from random import Random
 
 import pytest
 
+from p2pcache.clock import ManualClock
 from p2pcache.core.chunktable import ChunkTable
 from p2pcache.core.credentials import ANONYMOUS
 from p2pcache.core.layout import FIXED_LAYOUT, Layout
@@ -28,7 +29,7 @@ from p2pcache.engine import layouts
 from p2pcache.engine.fetches import ActiveFetch
 from p2pcache.errors import NotFoundError, P2PCacheError, SourceError
 from tests.engine.conftest import CHUNK_BYTES, TOKEN, MakeCache, MakePeer
-from tests.engine.engine import Engine, eventually
+from tests.engine.engine import POLL_S, Engine, eventually
 from tests.engine.fakepeer import FakePeer, sha256_name
 from tests.engine.weights import (
     BASE,
@@ -176,19 +177,27 @@ async def test_bad_moment_of_the_hub_is_sat_out(
 
 
 async def test_hub_that_asks_to_slow_down_holds_every_request_of_ours(
-    engine: Engine, hub: Hub
+    make_cache: MakeCache, hub: Hub
 ) -> None:
     """A 429 to a head means the daemon, not the file."""
+    clock = ManualClock()
+    engine = await make_cache(clock=clock)
     await engine.find(BASE_REPO, NAME)
     hub.set_faults(routes=["resolve"], refuse_status=429, refuse_times=1, retry_after_s=30)
     task = asyncio.create_task(fetch_base(engine))
     await eventually(lambda: engine.context.budget.paused_until_s > 0, "the pause")
-    left_s = engine.context.budget.paused_until_s - engine.context.clock.monotonic_s()
-    assert 25 < left_s <= 33
+    assert 30 <= engine.context.budget.paused_until_s - clock.monotonic_s() <= 33
     asked = hub.stats.requests_total
-    await asyncio.sleep(0.7)
-    assert hub.stats.requests_total == asked
-    engine.context.budget.paused_until_s = 0.0
+    while clock.monotonic_s() < engine.context.budget.paused_until_s - 1.0:
+        clock.advance(1.0)
+        await asyncio.sleep(POLL_S)
+        assert hub.stats.requests_total == asked
+
+    def is_through() -> bool:
+        clock.advance(0.2)
+        return task.done()
+
+    await eventually(is_through, "the fetch after the pause")
     await task
     await assert_cut_rightly(engine)
 
@@ -308,21 +317,27 @@ async def test_three_cold_daemons_ask_for_one_head(make_cache: MakeCache, hub: H
     assert hub.stats.path_bytes[KEY] <= len(BASE) + 3 * CHUNK_BYTES
 
 
-@pytest.mark.alone
 async def test_owner_that_stays_silent_is_waited_for_a_bounded_time(
-    engine: Engine, hub: Hub, make_peer: MakePeer, monkeypatch: pytest.MonkeyPatch
+    make_cache: MakeCache, hub: Hub, make_peer: MakePeer
 ) -> None:
     """Its lease ends; then the hub is asked all the same."""
-    monkeypatch.setattr(layouts, "HEAD_LEASE_S", 0.6)
+    clock = ManualClock()
+    engine = await make_cache(clock=clock)
     owner = await make_owner(make_peer, engine, BASE)
     owner.have, owner.is_fetching = [], True
     await engine.meet(owner.address)
     await engine.cache.swarm.ask_about([(BLOB, Layout(len(BASE)))])
-    started_s = engine.context.clock.monotonic_s()
-    active = await engine.start_fetch(BASE_REPO, NAME)
-    waited_s = engine.context.clock.monotonic_s() - started_s
-    await active.result()
-    assert 0.6 <= waited_s < 2.0
+    fetching = asyncio.create_task(fetch_base(engine))
+    await eventually(lambda: engine.cache.fetches.find(BLOB), "the fetch begins")
+    lease_ends_s = clock.monotonic_s() + layouts.HEAD_LEASE_S
+
+    def move_on() -> bool:
+        assert count_heads(hub) == 0 or clock.monotonic_s() >= lease_ends_s
+        clock.advance(0.02)
+        return fetching.done()
+
+    await eventually(move_on, "the end of the lease")
+    await fetching
     assert count_heads(hub) == 1
     await assert_cut_rightly(engine)
 

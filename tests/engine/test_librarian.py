@@ -108,8 +108,9 @@ async def test_callers_at_once_share_one_question(engine: Engine, hub: Hub) -> N
 async def test_stale_answer_stands_while_the_hub_is_away(
     engine: Engine, hub: Hub, clock: ManualClock
 ) -> None:
-    """What is cached is answered and marked stale; when the hub is back it is fresh again."""
+    """What is public is answered and marked stale; when the hub is back it is fresh again."""
     before = await resolve(engine, REPO)
+    assert await engine.cache.access.is_public(before.snapshot)
     await hub.set_listening(hub=False, cdn=False)
     clock.advance(TTL_S)
     stale = await resolve(engine, REPO)

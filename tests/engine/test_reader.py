@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from dataclasses import replace
 
 import pytest
@@ -36,7 +35,7 @@ class Body:
 
     def __init__(self, reader: BlobReader, start: int, length: int) -> None:
         self.received = b""
-        self.times_s: list[float] = []
+        self.piece_count = 0
         self._reader = reader
         self.task = asyncio.create_task(self._read(start, length))
 
@@ -45,7 +44,7 @@ class Body:
             await self._reader.ready(start)
             async for segment in self._reader.segments(start, length):
                 assert segment.offset == start + len(self.received)
-                self.times_s.append(time.monotonic())
+                self.piece_count += 1
                 self.received += os.pread(segment.fd, segment.length, segment.offset)
         finally:
             self._reader.close()
@@ -110,13 +109,12 @@ async def test_last_chunk_trickles_while_the_proof_is_awaited(
     monkeypatch.setattr(reader_module, "TRICKLE_INTERVAL_S", 0.1)
     await engine.find(REPO, NAME)
     engine.keep_chunks(WEIGHTS, (18, 19))
-    hub.set_faults(rate_bytes_per_s=400_000)
+    # A chunk comes oftener than a piece is due, for a dozen pieces and more.
+    hub.set_faults(rate_bytes_per_s=200_000)
     body = await open_body(engine, LAST - 100)
     await body.task
     assert body.received == WEIGHTS[LAST - 100 :]
-    trickled = [b - a for a, b in zip(body.times_s, body.times_s[1:], strict=False)]
-    assert len(trickled) >= 3
-    assert max(trickled) < 0.4
+    assert body.piece_count > 5
 
 
 async def test_trickle_never_reaches_the_last_byte(
@@ -254,7 +252,7 @@ async def test_open_that_is_cancelled_leaves_no_descriptor(
 
     async def wait(*_: object) -> None:
         waiting.set()
-        await asyncio.sleep(60)
+        await asyncio.Event().wait()
 
     for name in ("publish_to_tree", "is_shared"):
         target = engine.cache if name == "publish_to_tree" else engine.cache.shelf
@@ -265,6 +263,7 @@ async def test_open_that_is_cancelled_leaves_no_descriptor(
             waiting.clear()
             opening.cancel()
             await asyncio.wait({opening})
+            assert opening.cancelled()
     assert [name for name in list_open_files(engine.root) if "/blobs/" in name] == []
 
 

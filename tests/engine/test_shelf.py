@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import replace
 from pathlib import Path
 
@@ -245,11 +246,19 @@ async def test_second_reader_of_a_damaged_file_waits_until_its_good_chunks_are_k
         keep_good_chunks(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr("p2pcache.engine.shelf.keep_good_chunks", held)
+    checks, waiting = pulled.cache.shelf._checks, []
+    run = checks.run
+
+    async def note_wait(key: Hashable, work: Callable[[], Awaitable[bool]]) -> bool:
+        waiting.append(key)
+        return await run(key, work)
+
+    monkeypatch.setattr(checks, "run", note_wait)
     hub.stats.reset()
     first = asyncio.create_task(pulled.read(REPO, "pytorch_model.bin"))
     await asyncio.to_thread(begun.wait, 5)
     second = asyncio.create_task(pulled.read(REPO, "pytorch_model.bin"))
-    await asyncio.sleep(0.1)
+    await eventually(lambda: len(waiting) == 2, "both wait for the check")
     assert pulled.cache.fetches.find(BLOB) is None
     may_end.set()
     assert set(await asyncio.gather(first, second)) == {WEIGHTS}

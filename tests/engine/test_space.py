@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import threading
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from random import Random
@@ -35,7 +36,7 @@ from p2pcache.store.catalogue import RefRow, SnapshotRow
 from p2pcache.store.index import Index
 from p2pcache.store.rebuild import recover
 from tests.engine.conftest import CHUNK_BYTES, MakeCache
-from tests.engine.engine import Engine, eventually
+from tests.engine.engine import Engine, eventually, let_run
 from tests.hub import Hub, Repository
 
 WEIGHTS_BYTES = 20 * CHUNK_BYTES
@@ -491,20 +492,22 @@ async def test_read_during_an_eviction_brings_the_model_back(
     """A pull that begins while its model is on its way out waits, then fetches it anew."""
     engine = await make_cache()
     await pull(engine, A)
-    tree, job = engine.context.tree, None
-    loop = asyncio.get_running_loop()
-    begun = asyncio.Event()
+    tree, begun, may_go_on = engine.context.tree, threading.Event(), threading.Event()
     withdraw = tree.withdraw_snapshot
 
-    def slow(*arguments: object) -> None:
-        loop.call_soon_threadsafe(begun.set)
-        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.2), loop).result()
+    def held(*arguments: object) -> None:
+        begun.set()
+        assert may_go_on.wait(10), "the test goes on"
         withdraw(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(tree, "withdraw_snapshot", slow)
+    monkeypatch.setattr(tree, "withdraw_snapshot", held)
     removing = asyncio.create_task(engine.cache.space.remove(await find_id(engine, A)))
-    await begun.wait()
+    await eventually(begun.is_set, "the eviction is under way")
     job = start(engine, A)
+    await eventually(lambda: job.state is not JobState.QUEUED, "the pull is under way")
+    await let_run()
+    assert job.state not in FINAL_STATES
+    may_go_on.set()
     await removing
     await eventually(lambda: job.state in FINAL_STATES, "the end of the job")
     assert (job.state, job.error) == (JobState.DONE, None)
@@ -829,16 +832,23 @@ async def test_store_is_looked_after_again_after_a_failure(
     monkeypatch.setattr(space_module, "LOOK_PAUSE_S", 0.01)
     monkeypatch.setattr(space_module, "LOOK_INTERVAL_S", 0.01)
     engine = await make_cache()
-    looks = 0
+    failures, successes = 0, 0
+    real, is_broken = engine.cache.space.look, True
 
-    async def fail() -> None:
-        nonlocal looks
-        looks += 1
-        raise StoreError("The disk failed.")
+    async def look() -> None:
+        nonlocal failures, successes
+        if is_broken:
+            failures += 1
+            raise StoreError("The disk failed.")
+        await real()
+        successes += 1
 
-    monkeypatch.setattr(engine.cache.space, "look", fail)
+    monkeypatch.setattr(engine.cache.space, "look", look)
     await engine.cache.space.open()
-    await eventually(lambda: looks > 2, "more looks")
+    await eventually(lambda: failures > 2, "more looks")
+    assert successes == 0
+    is_broken = False
+    await eventually(lambda: successes > 1, "looks that find a disk again")
 
 
 class KilledError(Exception):

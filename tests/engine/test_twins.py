@@ -42,7 +42,7 @@ from p2pcache.store.blobs import FileBlobStore
 from p2pcache.store.partial import LIKENESS_SOURCE, UPSTREAM_SOURCE, FilePartial
 from p2pcache.transfer.upstream import UpstreamSource
 from tests.engine.conftest import TOKEN, MakeCache, MakePeer
-from tests.engine.engine import Engine, eventually
+from tests.engine.engine import Engine, eventually, let_run
 from tests.engine.fakepeer import FakePeer, sha256_name
 from tests.engine.weights import (
     BASE,
@@ -483,7 +483,7 @@ async def test_guesses_are_given_to_nobody_before_the_proof(
     assert not active.fetch.may_stream()
     reader = await engine.open_reader(TUNED_REPO, NAME)
     waiting = asyncio.create_task(reader.ready(LAYOUT.offset_of(min(SHARED_CHUNKS))))
-    await asyncio.sleep(0.2)
+    await eventually(lambda: len(state.machine.readers), "the reader waits")
     assert not waiting.done()
     gate.set()
     await waiting
@@ -699,7 +699,7 @@ async def test_fetch_that_is_stopped_waits_for_the_copy_under_way(
     active = await with_base.start_fetch(TUNED_REPO, NAME)
     await eventually(lambda: copies.begun, "a copy")
     active.stop()
-    await asyncio.sleep(0.1)
+    await let_run()
     assert not active.is_done
     begun = copies.begun
     copies.may_go_on.set()

@@ -31,6 +31,7 @@ from tests.hub.state import PAGE_SIZE, PAGE_SIZE_EXPANDED, Call, HubState
 from tests.hub.stats import Listener, RecordedRequest, Stats
 from tests.hub.storage import answer_storage
 from tests.hub.target import Target, parse_target
+from tests.ports import pick_port
 
 Answer = Callable[[Call], Awaitable[web.StreamResponse]]
 RECORD: web.RequestKey[RecordedRequest] = web.RequestKey("record", RecordedRequest)
@@ -92,6 +93,9 @@ class Hub:
         self._scheme = "http" if tls is None else "https"
         self._host = host
         self._quotas = {kind: Quota(quota_requests) for kind in ("api", "resolvers")}
+        if host == HOST:
+            # Closed and opened again at will, and called meanwhile.
+            port, cdn_port = port or pick_port(), cdn_port or pick_port()
         self._hub = PortListener(self._answer_hub, self._decorate, port, tls, host)
         self._cdn = PortListener(self._answer_cdn, self._decorate, cdn_port, tls, host)
         self._control = PortListener(self._answer_control, self._decorate, 0)

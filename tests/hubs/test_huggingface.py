@@ -30,7 +30,7 @@ from p2pcache.errors import (
     UpstreamRateLimitedError,
     UpstreamUnreachableError,
 )
-from p2pcache.hubs import huggingface
+from p2pcache.hubs import huggingface, wire
 from p2pcache.hubs.huggingface import HuggingFaceHub
 from tests.hub import Hub, Repository
 from tests.hub.samples import FILES, OTHER_TOKEN, TOKEN, make_repositories
@@ -276,7 +276,7 @@ async def test_hub_that_says_nothing_is_unreachable_after_the_timeout(
     hub: Hub, open_client: OpenClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client behind us has ten seconds; a silent hub must not use them up."""
-    monkeypatch.setattr(huggingface, "REQUEST_S_MAX", 0.1)
+    monkeypatch.setattr(wire, "REQUEST_S_MAX", 0.1)
     client = open_client(hub.url)
     hub.set_faults(latency_s=5.0)
     with pytest.raises(UpstreamUnreachableError):
@@ -404,7 +404,7 @@ async def test_answer_without_end_is_cut_off(
     start_server: StartServer, open_client: OpenClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A huge body is refused as soon as it passes the limit."""
-    monkeypatch.setattr(huggingface, "MESSAGE_BYTES_MAX", 200_000)
+    monkeypatch.setattr(wire, "MESSAGE_BYTES_MAX", 200_000)
     sent = 0
 
     async def answer(request: web.Request) -> web.StreamResponse:

@@ -24,6 +24,7 @@ from p2pcache.core.layout import Layout
 from p2pcache.core.messages import Exchange, Hello, SwarmEntry
 from p2pcache.core.verify import digest_of
 from tests.hostile import sha256_blob
+from tests.ports import pick_port
 
 Json = dict[str, Any]
 # How a run is answered: the peer, the request, the chunks that were asked for.
@@ -123,7 +124,7 @@ class BadPeer:
         self.has_ended = threading.Event()
         self._content = content
         handler = type("Handler", (Request,), {"peer": self})
-        self._server = _Server(("127.0.0.1", 0), handler)
+        self._server = _Server(("127.0.0.1", pick_port()), handler)
         self.address = f"127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> BadPeer:

@@ -30,6 +30,12 @@ Kind = Literal[
 KINDS: tuple[Kind, ...] = (
     "public", "gated", "private", "deleted", "renamed", "moved", "flipped", "closed", "missing",
 )  # fmt: skip
+Dialect = Literal["hf", "ms"]
+# Those that a hub of a dialect can have: ModelScope knows no former names.
+KINDS_OF: Mapping[Dialect, tuple[Kind, ...]] = {
+    "hf": KINDS,
+    "ms": ("public", "gated", "private", "deleted", "flipped", "closed", "missing"),
+}
 # Open to anybody before the change; what becomes of them is change()'s.
 OPENED = ("public", "deleted", "renamed", "flipped", "closed")
 VALID, ELSEWHERE, REVOKED, DROPPED = "hf_valid", "hf_elsewhere", "hf_revoked", "hf_dropped"
@@ -70,12 +76,33 @@ class Repo:
     kind: Kind
     mood: str
     is_warm: bool
+    dialect: Dialect = "hf"
 
     @property
     def id(self) -> str:
         """Return its id before the change."""
         mood = self.mood.replace(" ", "-")
-        return f"org/{self.kind}-{mood}-{'warm' if self.is_warm else 'cold'}"
+        hub = "" if self.dialect == "hf" else "ms-"
+        return f"org/{hub}{self.kind}-{mood}-{'warm' if self.is_warm else 'cold'}"
+
+    @property
+    def reference(self) -> str:
+        """Return what a caller types."""
+        return self.id if self.dialect == "hf" else f"ms:{self.id}"
+
+    def file_path(self, path: str, revision: str = "") -> str:
+        """Return the address of a file, of the first branch if no revision is named."""
+        if self.dialect == "hf":
+            return f"/{self.id}/resolve/{revision or 'main'}/{path}"
+        return f"/api/v1/models/{self.id}/repo?Revision={revision or 'master'}&FilePath={path}"
+
+    @property
+    def warming_paths(self) -> list[str]:
+        """Return what is asked, beyond files, to have everything here before the change."""
+        if self.dialect == "hf":
+            return [f"/api/models/{self.id}/refs", f"/api/models/{self.id}/commits/main"]
+        api = f"/api/v1/models/{self.id}"
+        return [api, f"{api}/revisions", f"{api}/repo/files?Revision=master&Recursive=True"]
 
     @property
     def weights(self) -> bytes:
@@ -95,9 +122,10 @@ class Repo:
         (folder / SMALL).write_text(json.dumps({"of": self.id}))
 
 
-def list_repos(mood: str) -> list[Repo]:
+def list_repos(mood: str, dialect: Dialect = "hf") -> list[Repo]:
     """Return the repositories that a mood needs."""
-    return [Repo(kind, mood, is_warm) for kind in KINDS for is_warm in (True, False)]
+    kinds = KINDS_OF[dialect]
+    return [Repo(kind, mood, is_warm, dialect) for kind in kinds for is_warm in (True, False)]
 
 
 @dataclass(frozen=True)
@@ -146,34 +174,56 @@ class Cell:
         if self.way == "residency":
             said = json.loads(answer.body)
             return said.get("commit") is not None or bool(said.get("bytes_local"))
+        if b'"Success": false' in answer.body[:1000]:
+            return False  # refused with status 200, as ModelScope may
         return answer.status in (200, 206, 304)
 
 
 def list_cells(repo: Repo, commit: str) -> Iterator[Cell]:
     """Yield every question about a repository."""
-    file = f"/{repo.id}/resolve/{{}}/{WEIGHTS}"
-    info = f"/api/models/{repo.id}"
-    asked: list[tuple[str, str, str, dict[str, str]]] = [
-        ("HEAD", "HEAD", file.format("main"), {}),
-        ("HEAD of a commit", "HEAD", file.format(commit), {}),
-        ("GET", "GET", file.format("main"), {}),
-        ("GET of a commit", "GET", file.format(commit), {}),
-        ("range", "GET", file.format("main"), {"Range": "bytes=5-99"}),
-        ("small file", "GET", f"/{repo.id}/resolve/main/{SMALL}", {}),
-        ("tree", "GET", f"{info}/tree/main?recursive=true", {}),
-        ("info", "GET", f"{info}/revision/main", {}),
-    ]
+    first = repo.file_path(WEIGHTS)
     for name in TOKENS:
-        for way, method, path, extra in asked:
+        for way, method, path, extra in list_ways(repo, commit):
             yield Cell(repo, name, way, method, path, method, path, extra=extra)
-        residency = f"/_p2pcache/v1/residency/{quote(repo.id, safe='')}"
-        yield Cell(repo, name, "residency", "GET", residency, "HEAD", file.format("main"))
+        residency = f"/_p2pcache/v1/residency/{quote(repo.reference, safe='')}"
+        yield Cell(repo, name, "residency", "GET", residency, "HEAD", first)
     for way, path in {
         "peer chunk": f"/v1/blobs/{repo.digest}/chunks/0-0",
         "peer table": f"/v1/blobs/{repo.digest}/table",
-        "peer list": f"/v1/snapshots/hf/{quote(f'models/{repo.id}', safe='')}/{commit}",
+        "peer list": f"/v1/snapshots/{repo.dialect}/{quote(f'models/{repo.id}', safe='')}/{commit}",
     }.items():
-        yield Cell(repo, "none", way, "GET", path, "HEAD", file.format("main"), is_peer=True)
+        yield Cell(repo, "none", way, "GET", path, "HEAD", first, is_peer=True)
+
+
+def list_ways(repo: Repo, commit: str) -> list[tuple[str, str, str, dict[str, str]]]:
+    """Return the name, method, path and headers of every question that the hub is asked too."""
+    first, fixed = repo.file_path(WEIGHTS), repo.file_path(WEIGHTS, commit)
+    ways: list[tuple[str, str, str, dict[str, str]]] = [
+        ("HEAD", "HEAD", first, {}),
+        ("HEAD of a commit", "HEAD", fixed, {}),
+        ("GET", "GET", first, {}),
+        ("GET of a commit", "GET", fixed, {}),
+        ("range", "GET", first, {"Range": "bytes=5-99"}),
+        ("small file", "GET", repo.file_path(SMALL), {}),
+    ]
+    if repo.dialect == "hf":
+        info = f"/api/models/{repo.id}"
+        return [
+            *ways,
+            ("tree", "GET", f"{info}/tree/main?recursive=true", {}),
+            ("info", "GET", f"{info}/revision/main", {}),
+            ("branches", "GET", f"{info}/refs", {}),
+            ("commits", "GET", f"{info}/commits/main", {}),
+        ]
+    info = f"/api/v1/models/{repo.id}"
+    return [
+        *ways,
+        ("listing", "GET", f"{info}/repo/files?Revision=master&Recursive=True", {}),
+        ("listing of a commit", "GET", f"{info}/repo/files?Revision={commit}", {}),
+        ("pages", "GET", f"{info}/repo/tree?Revision=master&PageNumber=1&PageSize=50", {}),
+        ("info", "GET", info, {}),
+        ("revisions", "GET", f"{info}/revisions", {}),
+    ]
 
 
 class Rules:

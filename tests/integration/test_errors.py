@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ import pytest
 from tests.daemons import DaemonProcess, run_p2pcache, wait_until
 from tests.hub import HubProcess
 from tests.integration.conftest import MODEL, MakeDaemon, assert_same_files, mount_small_disk
+from tests.ports import pick_port
 
 
 def assert_one_sentence(result: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -65,17 +65,13 @@ def test_pattern_without_a_match_exits_2(daemon: DaemonProcess) -> None:
 
 def test_unreachable_hub_with_nothing_cached_exits_12(make_daemon: MakeDaemon) -> None:
     """A hub that does not answer is said so; it is not a missing repository."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    daemon = make_daemon("a", upstream=f"http://127.0.0.1:{port}").start()
+    daemon = make_daemon("a", upstream=f"http://127.0.0.1:{pick_port()}").start()
     assert_one_sentence(daemon.pull(MODEL), 12, "does not answer")
 
 
 def test_no_daemon_exits_14(tmp_path: Path) -> None:
     """Without a daemon the command says how to start one."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-    where = ["--local", address, "--store", str(tmp_path)]
+    where = ["--local", f"127.0.0.1:{pick_port()}", "--store", str(tmp_path)]
     assert_one_sentence(run_p2pcache("pull", MODEL, *where), 14, "p2pcache up")
 
 
@@ -198,7 +194,7 @@ def test_peer_that_vanishes_is_dropped_within_ten_seconds(
     second = make_daemon("b", upstream=hub.url, peers=[first.peer]).start()
     wait_until(lambda: second.client.peers()["peers"], "the peer is known")
     first.kill()
-    wait_until(lambda: not second.client.peers()["peers"], "the peer is dropped", timeout_s=10.0)
+    wait_until(lambda: not second.client.peers()["peers"], "the peer is dropped")
     unreachable = second.client.peers()["unreachable"]
     assert [entry["address"] for entry in unreachable] == [first.peer]
 

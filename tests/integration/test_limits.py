@@ -23,7 +23,6 @@ MODEL_BYTES = 8 * 1024 * 1024
 RATE_BPS = 4_000_000
 # A quarter of a second's burst goes at once; a busy machine takes longer, not shorter.
 RATIO_MIN, RATIO_MAX = 0.8, 5.0
-# Strict: goes when engine/dispatch.py gives its sinks the pacers of Context.caps.
 
 
 @pytest.fixture(scope="module")

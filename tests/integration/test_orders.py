@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from p2pcache.client.events import Event
+from p2pcache.engine.replicas import AWAY_S_MAX
 from p2pcache.errors import ForbiddenError, PeerNotFoundError
 from tests.daemons import DaemonProcess, wait_until
 from tests.hub import HubProcess
@@ -158,15 +160,17 @@ def test_everybody_shares_one_copy(
 
 
 @slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_copies_are_kept_and_mended(
     make_daemon: MakeDaemon, hub: HubProcess, model_bytes: int
 ) -> None:
-    """Two of three hold a model; one that leaves is replaced; unpin lets go of all."""
+    """Two of three hold a model; one that leaves is replaced until it is back."""
     boss = make_daemon("boss", upstream=hub.url).start()
-    others = [make_daemon(n, upstream=hub.url, peers=[boss.peer]).start() for n in ("b", "c")]
-    daemons = {daemon.name: daemon for daemon in (boss, *others)}
-    wait_until(lambda: names_of_peers(boss) == ["b", "c"], "they have met")
+    second = make_daemon("b", upstream=hub.url, peers=[boss.peer]).start()
+    # All know all: nobody is told of third parties, and strangers fetch a copy each.
+    third = make_daemon("c", upstream=hub.url, peers=[boss.peer, second.peer]).start()
+    daemons = {daemon.name: daemon for daemon in (boss, second, third)}
+    wait_until(lambda: all(len(names_of_peers(d)) == 2 for d in daemons.values()), "they have met")
     result = boss.run("pin", MODEL, "--replicas", "4")
     assert (result.returncode, "3 daemons" in result.stderr) == (2, True)
     result = boss.run("pin", MODEL, "--replicas", "2", "--json")
@@ -177,6 +181,22 @@ def test_copies_are_kept_and_mended(
     for name in names:
         assert len(daemons[name].client.pins()["pins"]) == 1
         assert daemons[name].client.residency(MODEL)["state"] == "resident"
+    leaver = next(name for name in names if name != "boss")
+    daemons[leaver].kill()
+    stayed = [daemon for name, daemon in daemons.items() if name != leaver]
+
+    def has_copy(daemon: DaemonProcess) -> bool:
+        time.sleep(0.5)  # a minute's wait is no reason to ask fifty times a second
+        is_here = daemon.client.residency(MODEL)["state"] == "resident"
+        return is_here and bool(daemon.client.pins()["pins"])
+
+    wait_until(lambda: all(map(has_copy, stayed)), "another copy", timeout_s=AWAY_S_MAX + 60)
+    daemons[leaver].start()
+    # Back with its copy it is first in rank again, and whoever stood in for it lets go.
+    wait_until(
+        lambda: [name for name in sorted(daemons) if has_copy(daemons[name])] == sorted(names),
+        "one copy too many is let go",
+    )
     assert hub.stats()["body_bytes"] <= 1.1 * model_bytes
     boss.client.unpin(MODEL)
     wait_until(

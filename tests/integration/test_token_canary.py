@@ -24,6 +24,7 @@ import pytest
 
 from tests.daemons import DaemonProcess, run_p2pcache, wait_until
 from tests.hub import HubProcess
+from tests.ports import pick_port
 
 PUBLIC, GATED, PRIVATE, DAEMONS_OWN = "org/public", "org/gated", "org/private", "org/daemons-own"
 # Whose: the hub's allowed reader, nobody, somebody else, the daemon's user.
@@ -51,7 +52,7 @@ class Tap:
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", pick_port()))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.heard = bytearray()
         threading.Thread(target=self._accept, daemon=True).start()

@@ -82,23 +82,30 @@ def mortal(hub: HubProcess, tmp_path: Path) -> Iterator[DaemonProcess]:
 
 
 @contextlib.contextmanager
-def run_waiter(daemon: DaemonProcess) -> Iterator[subprocess.Popen[str]]:
-    """Run `p2pcache wait` for the model, which nobody fetches yet."""
-    asked = count_asked(daemon)
+def run_beside(daemon: DaemonProcess, verb: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a command for the model, which finds the daemon by its store."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("P2PCACHE_", "HF_"))}
     process = subprocess.Popen(
-        [sys.executable, "-m", "p2pcache", "wait", MODEL, "--store", str(daemon.store)],
+        [sys.executable, "-m", "p2pcache", verb, MODEL, "--store", str(daemon.store)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env=clean,
     )
     try:
-        wait_until(lambda: count_asked(daemon) > asked, "the first question")
         yield process
     finally:
         process.kill()
         process.communicate(timeout=END_S)
+
+
+@contextlib.contextmanager
+def run_waiter(daemon: DaemonProcess) -> Iterator[subprocess.Popen[str]]:
+    """Run `p2pcache wait` for the model, which nobody fetches yet."""
+    asked = count_asked(daemon)
+    with run_beside(daemon, "wait") as process:
+        wait_until(lambda: count_asked(daemon) > asked, "the first question")
+        yield process
 
 
 def count_asked(daemon: DaemonProcess) -> float:
@@ -133,6 +140,23 @@ def test_wait_goes_on_through_a_restart_of_the_daemon(
         printed, said = waiter.communicate(timeout=END_S)
     assert waiter.returncode == 0, said
     assert printed.strip()
+
+
+def test_pull_goes_on_through_a_restart_of_the_daemon(
+    hub: HubProcess, mortal: DaemonProcess
+) -> None:
+    """Stopped in the middle of the download, as for an upgrade, and started again elsewhere."""
+    hub.faults(rate_bytes_per_s=5_000_000)
+    with run_beside(mortal, "pull") as puller:
+        wait_until(lambda: hub.stats()["body_bytes"] > SIZE_BYTES / 3, "a third of it")
+        assert mortal.stop() == 0
+        mortal.start()
+        hub.faults()
+        printed, said = puller.communicate(timeout=END_S)
+    assert puller.returncode == 0, said
+    assert (Path(printed.strip()) / "config.json").read_text() == "{}"
+    [job] = mortal.client.downloads()["downloads"]
+    assert (job["state"], job["bytes_done"]) == ("done", SIZE_BYTES + 2)
 
 
 @pytest.mark.skipif(

@@ -86,7 +86,7 @@ class Trial:
         path = Path(str(job["path"])) / WEIGHTS
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         assert found == hashlib.sha256(self.content).hexdigest(), daemon.name
-        wait_until(lambda: not list_partials(daemon), "no file is half filled", timeout_s=5.0)
+        wait_until(lambda: not list_partials(daemon), "no file is half filled")
         assert "Traceback" not in daemon.log_path.read_text()
         assert read_local(daemon, "/readyz")
         served = read_local(daemon, f"/{REPO}/resolve/{job['commit']}/config.json")

@@ -15,6 +15,8 @@ import threading
 import time
 from types import TracebackType
 
+from tests.ports import pick_port
+
 # Small, so that a slow wire is slow all the time and not in bursts.
 PIECE_BYTES = 16 * 1024
 # What the kernel may hold back on either side; else a megabyte would be "sent" and never arrive.
@@ -40,7 +42,7 @@ class SlowWire:
         self._pace = threading.Lock()
         self._ends: list[socket.socket] = []
         self._carriers: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", pick_port()))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
 
     def __enter__(self) -> SlowWire:

@@ -68,8 +68,10 @@ class Invariants:
             self.fail(f"{name} counts what it asked of whom wrongly")
         if set(machine.inflight) != set(asked):
             self.fail(f"{name} counts what is in flight wrongly")
-        if machine.intent - machine.inflight:
+        if set(machine.intent - machine.inflight) - machine.begun:
             self.fail(f"{name} announces what it does not fetch")
+        if machine.begun & set(machine.have):
+            self.fail(f"{name} announces what it holds")
 
     def check_look(self, member: Member, look: Look, actions: Sequence[Action]) -> None:
         """Who asks for a first copy owns it, or has a reason that is not ownership."""
@@ -118,6 +120,8 @@ class Invariants:
     ) -> None:
         state = member.state
         assert state is not None, "only a fetch asks"
+        if index in state.machine.begun:
+            return  # It has the start of it, and said so all the while.
         # Who may not pass on what a seeder gave need not be spared by it.
         lone = find_lone_seeder(views) if state.order.trusts_peers else None
         stalled = state.machine.stalled

@@ -21,6 +21,7 @@ from p2pcache.core.peers import BlameBook, Fault
 from p2pcache.core.planner import UPSTREAM, RunRequest
 from p2pcache.core.tenure import LEASE_S
 from p2pcache.core.transitions import Outcome
+from p2pcache.core.turns import UploadTurns
 from p2pcache.core.upstream import UpstreamLocation
 from p2pcache.engine.budget import UpstreamBudget
 from p2pcache.engine.fetch import PROOF_ATTEMPTS_MAX, REPLAN_INTERVAL_S
@@ -72,6 +73,7 @@ class Member:
         self.blame = BlameBook()
         self.budget = UpstreamBudget(swarm.world, self.random)
         self.pace = Pace()
+        self.turns = UploadTurns()
         self._life = 0
         self._backlog: list[Callable[[], None]] = []
         self._is_filling = False
@@ -113,6 +115,7 @@ class Member:
         self.blame = BlameBook()
         self.budget = UpstreamBudget(self.swarm.world, self.random)
         self.pace = Pace()
+        self.turns = UploadTurns()
         for other in self.swarm.members.values():
             if other.is_up and other is not self:
                 self.exchange.add(other.id)
@@ -386,8 +389,8 @@ class Member:
         hopes = self._is_filling and is_soon and not self.state.machine.patience.is_given_up()
         return self.state.report(can_fetch_upstream=hopes)
 
-    def serve(self, first: int, last: int) -> Answer:
-        """Answer a request for chunks."""
+    def serve(self, asker_id: str, first: int, last: int) -> Answer:
+        """Answer a request for chunks: Cache.open_run, then PeerApi._send."""
         wanted = range(first, last + 1)
         if self.vice is Vice.BOASTS:
             return Answer(Outcome.BUSY if self.number % 2 else Outcome.REFUSED)
@@ -398,6 +401,13 @@ class Member:
             if not all(index in have for index in wanted):
                 is_coming = all(index in have or index in intent for index in wanted)
                 return Answer(Outcome.BUSY if is_coming else Outcome.REFUSED)
+        if not self.turns.may_begin(
+            asker_id,
+            is_crowded=self.exchange.neighbourhood.is_crowded,
+            is_fetching=self.state is not None,
+            now_s=self.now_s,
+        ):
+            return Answer(Outcome.BUSY)
         odd = [index for index in wanted if index % 2]
         if self.vice is Vice.FORGES and odd:
             return Answer(Outcome.DELIVERED, forged_index=odd[0])

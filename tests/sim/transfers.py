@@ -9,6 +9,7 @@ Source: engine/dispatch.py; transfer/peer.py and transfer/connection.py for what
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -64,6 +65,8 @@ class Transfer:
     # When a thread took it up.
     started_s: float | None = None
     flow: Flow | None = None
+    # Tells the sender that it is over.
+    give_turn_back: Callable[[], None] = lambda: None
     answer: Answer = NOTHING_WRONG
     # Upstream's bytes of its first chunk that were here already.
     resumed_bytes: int = 0
@@ -122,6 +125,7 @@ class Transfers:
         """Die: the wires are cut, and nobody is told anything."""
         for transfer in self.runs.values():
             transfer.is_over = True
+            transfer.give_turn_back()
             if transfer.flow is not None:
                 self._member.swarm.network.stop(transfer.flow)
         self._waiting.clear()
@@ -181,8 +185,11 @@ class Transfers:
         if transfer.is_over or transfer.is_cut:
             return
         request = transfer.request
-        transfer.answer = server.serve(request.first, request.last)
+        transfer.answer = server.serve(self._member.id, request.first, request.last)
         if transfer.answer.outcome is Outcome.DELIVERED:
+            turns, now_s = server.turns, self._member.now_s
+            number = turns.begin(self._member.id, now_s=now_s)
+            transfer.give_turn_back = lambda: turns.end(number)
             self._flow(transfer, [server.up, self._member.down])
         else:
             self._end(transfer, transfer.answer.outcome)
@@ -260,6 +267,7 @@ class Transfers:
             return
         member, now_s = self._member, self._member.now_s
         transfer.is_over = True
+        transfer.give_turn_back()
         if transfer.flow is not None:
             member.swarm.network.stop(transfer.flow)
         del self.runs[transfer.run_id]

@@ -232,7 +232,9 @@ def test_room_that_is_there_is_not_reserved_again(
 ) -> None:
     """A disk that is full now must not stop a file that has its room."""
     monkeypatch.setattr(os, "posix_fallocate", fail_with(errno.ENOSPC))
-    reserve(open_file(tmp_path / "a", bytes(100)), 100)
+    fd = open_file(tmp_path / "a", bytes(100))
+    reserve(fd, 100)
+    assert os.fstat(fd).st_size == 100
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])

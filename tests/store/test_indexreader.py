@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from p2pcache.core.residency import State
 from p2pcache.core.snapshot import FileEntry, Snapshot
 from p2pcache.core.tensors import Format
 from p2pcache.core.weights import FileWeights, ShapeCount
-from p2pcache.errors import IndexCorruptError, NotFoundError, StoreError
+from p2pcache.errors import IndexCorruptError, InputError, NotFoundError, StoreError
+from p2pcache.store import indexreader
 from p2pcache.store.bloblist import BlobRow
 from p2pcache.store.blobs import FileBlobStore, stamp_of
 from p2pcache.store.catalogue import RefRow
@@ -114,6 +116,53 @@ def test_reader_sees_what_a_writer_has_just_committed(root: Path, index: Index) 
     reader.close()
 
 
+def test_reader_from_the_start_and_a_new_one_say_the_same(root: Path, index: Index) -> None:
+    """What was kept from earlier questions makes no difference, after any change."""
+    early, store = ResidencyReader(root), FileBlobStore(root)
+    assert look(early).residency.state is State.ABSENT
+    for n, sample in enumerate(SAMPLES):
+        path = store.path_of(sample.blob)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sample.content)
+        for is_proven in (False, True):
+            row = BlobRow(sample.blob, stamp_of(path.stat()), None, is_proven, True, 9.0 + n)
+            index.blobs.put(row)
+            late = ResidencyReader(root)
+            found = look(early)
+            assert found == look(late)
+            assert sorted(found.facts.proven.values()) == [9.0 + m for m in range(n + is_proven)]
+            late.close()
+    assert look(early).residency.verified_wall_s == 9.0
+    # A file of the list that is also another one's content counts once.
+    twice = [*ENTRIES, replace(ENTRIES[0], path="again.safetensors")]
+    snapshot = Snapshot.of(replace(SNAPSHOT_ID, commit="f" * 40), twice)
+    index.catalogue.put_snapshot(snapshot, is_confirmed=True, about=None, wall_s=2.0)
+    found = look(early, question=Question(ModelReference(REPO, "f" * 40)))
+    assert (found.residency.state, found.residency.bytes_total) == (State.RESIDENT, 12_010)
+    assert len(found.facts.snapshot.files) == 4
+    early.close()
+
+
+@pytest.mark.parametrize("values_max", [1, 500])
+def test_heads_add_up_whatever_is_asked_for_at_a_time(
+    root: Path, index: Index, monkeypatch: pytest.MonkeyPatch, values_max: int
+) -> None:
+    """In one question or in several; types that one file lacks count as well."""
+    monkeypatch.setattr(indexreader, "_VALUES_MAX", values_max)
+    index.weights.put(SAMPLES[0].blob, WEIGHTS)
+    other = replace(WEIGHTS, largest_tensor_bytes=5, params=(("BF16", 3), ("F8_E4M3", 7)))
+    reader = ResidencyReader(root)
+    assert (look(reader).weights, look(reader).unread) == (None, (SAMPLES[1].blob,))
+    index.weights.put(SAMPLES[1].blob, other)
+    found = look(reader, question=Question(ModelReference(REPO, "main"), with_shapes=True)).weights
+    assert found is not None
+    assert found.params == {"BF16": 2003, "F32": 24, "F8_E4M3": 7}
+    assert (found.files, found.tensors, found.tensor_bytes) == (2, 4, 8192)
+    assert found.largest_tensor_bytes == 4000
+    assert found.shapes == WEIGHTS.shapes * 2
+    reader.close()
+
+
 def test_head_that_is_not_what_its_name_says_makes_the_weights_unknown(
     root: Path, index: Index
 ) -> None:
@@ -135,6 +184,22 @@ def test_file_that_is_deleted_by_hand_is_missed_a_moment_later(root: Path, index
     found = look(reader, 10.0 + WHOLE_AGE_S_MAX)
     assert (found.residency.state, found.residency.bytes_missing) == (State.PARTIAL, 7000)
     assert found.path is None
+    reader.close()
+
+
+@pytest.mark.parametrize(("include", "exclude"), [(("*.gguf",), ()), ((), ("*",))])
+def test_patterns_that_match_no_file_are_refused(
+    root: Path, index: Index, include: tuple[str, ...], exclude: tuple[str, ...]
+) -> None:
+    """Nothing of nothing is missing: without this, a slip of the pen would be resident."""
+    reader = ResidencyReader(root)
+    question = Question(ModelReference(REPO, "main"), include, exclude)
+    with pytest.raises(InputError, match=r"3 files, for example 'a\.safetensors'"):
+        reader.look(question, now_s=0.0)
+    empty = replace(SNAPSHOT_ID, commit="e" * 40)
+    index.catalogue.put_snapshot(Snapshot.of(empty, []), is_confirmed=True, about=None, wall_s=2.0)
+    question = Question(ModelReference(REPO, "e" * 40), include, exclude)
+    assert look(reader, question=question).residency.state is State.RESIDENT
     reader.close()
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from p2pcache.core.ranges import parse_range
+from tests.ports import pick_port
 from tests.samples import Sample
 
 ENDLESS_BYTES = 64 * 1024
@@ -63,7 +64,7 @@ class RawServer:
         self.answer = answer
         self.requests: list[Request] = []
         self.connection_count = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", pick_port()))
         self.port = int(self._listener.getsockname()[1])
         self._sockets: list[socket.socket] = [self._listener]
         self._lock = threading.Lock()

@@ -125,7 +125,8 @@ def test_source_disk_that_is_full_ends_the_run(make_source: SourceMaker, sample:
 
 def test_source_close_may_come_at_any_time(make_source: SourceMaker, sample: Sample) -> None:
     """Closing is repeatable and leaves shared connections to others."""
-    source = make_source(sample)
+    source, other = make_source(sample), make_source(sample)
     fetch(source, sample, 0, 0)
     source.close()
     source.close()
+    assert fetch(other, sample, 0, 1).order == [0, 1]

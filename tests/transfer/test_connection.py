@@ -307,8 +307,10 @@ def test_private_address_is_refused(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["1.1.1.1", "2606:4700:4700::1111", "64:ff9b::1.1.1.1"])
 def test_public_address_passes(host: str) -> None:
-    """What everybody can reach may be asked."""
+    """What everybody can reach may be asked; its neighbour inside is still refused."""
     refuse_private_addresses(host, 80)
+    with pytest.raises(UpstreamProtocolError):
+        refuse_private_addresses("10.0.0.1", 80)
 
 
 def test_pool_public_one_does_not_connect_to_the_inside(server: RawServer) -> None:

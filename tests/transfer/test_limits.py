@@ -9,12 +9,13 @@ Source: transfer/upstream.py; transfer/peer.py; docs/decisions/0015-rate-limits.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
+from p2pcache.clock import ManualClock
 from p2pcache.core.planner import UPSTREAM, RunRequest
 from p2pcache.core.upstream import UpstreamLocation
 from p2pcache.errors import PeerUnreachableError, UpstreamRateLimitedError
@@ -77,12 +78,22 @@ def test_upstream_answer_that_refuses_is_passed_on_with_its_words(
 
 
 class WaitingSink(RecordingSink):
-    """Waits for a cap whenever something comes."""
+    """Waits for a cap whenever something comes; a look at the clock takes so long as told."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, look_s: float = 0.0) -> None:
+        super().__init__()
+        self._clock, self._look_s = ManualClock(), look_s
+        time = SimpleNamespace(monotonic=self._look)
+        monkeypatch.setattr("p2pcache.transfer.peer.time", time)
+
+    def _look(self) -> float:
+        self._clock.advance(self._look_s)
+        return self._clock.monotonic_s()
 
     def note_progress(self, received_bytes: int) -> None:
         """Count, and wait."""
         super().note_progress(received_bytes)
-        time.sleep(WAIT_S)
+        self._clock.advance(WAIT_S)
 
 
 def test_peer_is_not_too_slow_because_we_wait_for_a_cap(
@@ -96,7 +107,7 @@ def test_peer_is_not_too_slow_because_we_wait_for_a_cap(
     monkeypatch.setattr("p2pcache.transfer.peer.RATE_FLOOR_BPS", 1 << 60)
     peer = start_server(answer_as_peer(sample))
     source = PeerSource("peer", peer.url, pool)
-    sink = WaitingSink()
+    sink = WaitingSink(monkeypatch)
     source.fetch_run(sample.blob, sample.layout, RunRequest("peer", 0, 5), sink)
     assert sink.order == list(range(6))
 
@@ -108,8 +119,9 @@ def test_peer_that_is_slow_by_itself_is_left_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Waiting does not hide a crawler."""
-    monkeypatch.setattr("p2pcache.transfer.peer.RATE_GRACE_S", 0.0)
+    monkeypatch.setattr("p2pcache.transfer.peer.RATE_GRACE_S", 0.002)
     monkeypatch.setattr("p2pcache.transfer.peer.RATE_FLOOR_BPS", 1 << 60)
     source = PeerSource("peer", start_server(answer_as_peer(sample)).url, pool)
+    sink = WaitingSink(monkeypatch, look_s=0.001)
     with pytest.raises(PeerUnreachableError, match="too slow"):
-        source.fetch_run(sample.blob, sample.layout, RunRequest("peer", 0, 5), WaitingSink())
+        source.fetch_run(sample.blob, sample.layout, RunRequest("peer", 0, 5), sink)

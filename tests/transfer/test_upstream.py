@@ -169,6 +169,7 @@ def test_upstream_other_bytes_than_asked_are_refused(
 
     hub.answer = answer
     fetch_failing(make_source(hub, pool), sample, UpstreamProtocolError)
+    assert len(hub.requests) == 1, "other bytes are not asked for again at once"
 
 
 def test_upstream_hub_without_ranges_gives_a_later_part_of_a_small_file(
@@ -188,7 +189,10 @@ def test_upstream_hub_without_ranges_breaks_off_before_the_range(
     hub.answer = lambda _: Reply(
         200, {"Content-Length": str(len(sample.content))}, sample.content[:100], closes=True
     )
-    fetch_failing(make_source(hub, pool), sample, UpstreamUnreachableError, 2, 4)
+    error = fetch_failing(make_source(hub, pool), sample, UpstreamUnreachableError, 2, 4)
+    assert error.retryable
+    hub.answer = answer_as_hub(sample)
+    assert fetch(make_source(hub, pool), sample, 2, 4).order == [2, 3, 4]
 
 
 def test_upstream_whole_file_of_another_size_is_refused(
@@ -196,7 +200,8 @@ def test_upstream_whole_file_of_another_size_is_refused(
 ) -> None:
     """A 200 whose length is not the file's cannot be the file."""
     hub.answer = lambda _: Reply(body=sample.content + b"?")
-    fetch_failing(make_source(hub, pool), sample, UpstreamProtocolError, 0, 5)
+    error = fetch_failing(make_source(hub, pool), sample, UpstreamProtocolError, 0, 5)
+    assert str(len(sample.content)) in str(error)
 
 
 def test_upstream_identity_encoding_is_fine(
@@ -401,6 +406,7 @@ def test_upstream_storage_that_is_gone_is_looked_up_again(
     site.storage.close()
     site.storage = start_server(answer_as_hub(sample))
     assert fetch(source, sample, 1, 1).order == [1]
+    assert (site.signatures, len(site.storage.requests)) == (2, 1)
 
 
 def test_upstream_storage_that_sends_another_range_is_looked_up_again(
@@ -414,6 +420,7 @@ def test_upstream_storage_that_sends_another_range_is_looked_up_again(
         honest(request) if request.path.endswith("sig=2") else Reply(body=b"maintenance")
     )
     assert fetch(source, sample, 1, 1).order == [1]
+    assert site.signatures == 2
 
 
 def test_upstream_redirect_circle_ends(
@@ -434,6 +441,7 @@ def test_upstream_redirect_to_nowhere_is_refused(
     """A Location that is no address is the hub's mistake."""
     hub.answer = lambda _: Reply(302, {"Location": location})
     fetch_failing(make_source(hub, pool), sample, UpstreamProtocolError)
+    assert len(hub.requests) == 1, "nothing was followed"
 
 
 @pytest.mark.parametrize(
@@ -511,9 +519,11 @@ def test_upstream_refusal_has_its_own_error(
 def test_upstream_that_is_gone_is_unreachable(
     hub: RawServer, pool: ConnectionPool, sample: Sample
 ) -> None:
-    """Nobody listens."""
+    """Nobody listens; nothing that could be asked again is held against the hub's word."""
     hub.close()
-    fetch_failing(make_source(hub, pool), sample, UpstreamUnreachableError)
+    error = fetch_failing(make_source(hub, pool), sample, UpstreamUnreachableError)
+    assert error.retryable
+    assert hub.requests == []
 
 
 # --- a few bytes ---

@@ -1,0 +1,58 @@
+"""
+Owns whom a daemon gives chunks at the same time, when many ask.
+
+Knows nothing of sockets, blobs or clocks: told who asks, and when an upload began and ended.
+Invariants: few askers are never turned away; a slow receiver keeps nobody waiting for longer than
+TURN_S; who is turned away is told at once, and asks somebody else.
+Source: BEP 3 (choking: few uploads at a time); Mundinger, Weber and Weiss, "Optimal scheduling of
+peer-to-peer file dissemination" (2008), for why a chunk should be whole somewhere soon.
+"""
+
+from __future__ import annotations
+
+# With no more askers than this, all of them are served: a line shared by four is shared little.
+ASKERS_FEW_MAX = 4
+# Uploads at once of a daemon that fetches itself: with more, each chunk comes so late that nobody
+# could pass it on meanwhile; with fewer, the line would be idle between two requests.
+TURNS_FETCHING_MAX = 4
+# Of one that does not: nobody else has what it gives, and its line must stay full although those
+# who ask receive from others at the same time.
+TURNS_MAX = 8
+# An upload that takes longer keeps nobody waiting any more: the receiver is slow, or our line is.
+TURN_S = 2.0
+
+
+class UploadTurns:
+    """The uploads under way. One owner."""
+
+    def __init__(self) -> None:
+        # By upload: who receives it, and since when.
+        self._uploads: dict[int, tuple[str, float]] = {}
+        self._next_id = 1
+
+    def may_begin(self, asker: str, *, is_crowded: bool, is_fetching: bool, now_s: float) -> bool:
+        """
+        Return whether an upload may begin now.
+
+        Args:
+            asker: Who asks, by any name that stays the same.
+            is_crowded: Whether more daemons are known than talk to each other all the time.
+            is_fetching: Whether we receive something ourselves.
+            now_s: Monotonic seconds.
+        """
+        if not is_crowded:
+            return True
+        fresh = [who for who, began_s in self._uploads.values() if now_s - began_s < TURN_S]
+        if len({*fresh, asker}) <= ASKERS_FEW_MAX:
+            return True
+        return len(fresh) < (TURNS_FETCHING_MAX if is_fetching else TURNS_MAX)
+
+    def begin(self, asker: str, *, now_s: float) -> int:
+        """Count an upload; return its number, for end()."""
+        number, self._next_id = self._next_id, self._next_id + 1
+        self._uploads[number] = (asker, now_s)
+        return number
+
+    def end(self, number: int) -> None:
+        """Count an upload no more."""
+        self._uploads.pop(number, None)
