@@ -72,13 +72,15 @@ class BundleClient(Wire):
         token = self._find_admin_token()
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         connection = self._connect()
+        # Before anything can go wrong: the daemon reads ahead of who receives.
+        started_wall_s = time.time()
         try:
             with self._translating_errors():
                 connection.request("GET", API_PREFIX + path, headers=headers)
                 response = connection.getresponse()
             if response.status != 200:
                 self._read(response.status, self._read_answer(response))
-            yield self._open_stream(response)
+            yield self._open_stream(response, started_wall_s)
         finally:
             connection.close()
 
@@ -131,16 +133,17 @@ class BundleClient(Wire):
         with self._translating_errors():
             return response.read(ANSWER_BYTES_MAX + 1)
 
-    def _open_stream(self, response: HTTPResponse) -> ExportStream:
+    def _open_stream(self, response: HTTPResponse, started_wall_s: float) -> ExportStream:
         try:
+            size_bytes = int(response.headers["Content-Length"])
             return ExportStream(
                 response.headers["X-P2PCache-Bundle"],
                 response.headers["X-P2PCache-Model"],
                 response.headers["X-P2PCache-Commit"],
                 int(response.headers["X-P2PCache-Files"]),
-                int(response.headers["Content-Length"]),
+                size_bytes,
                 response.headers["X-P2PCache-Visibility"] == "public",
-                self._iter_pieces(response, int(response.headers["Content-Length"])),
+                self._iter_pieces(response, size_bytes, started_wall_s),
             )
         except (TypeError, ValueError) as error:
             raise self._not_ours(response.status) from error
@@ -163,11 +166,13 @@ class BundleClient(Wire):
         except OSError as error:
             raise self._unreachable(f" ({error.strerror or error})") from error
 
-    def _iter_pieces(self, response: HTTPResponse, size_bytes: int) -> Iterator[bytes]:
+    def _iter_pieces(
+        self, response: HTTPResponse, size_bytes: int, started_wall_s: float
+    ) -> Iterator[bytes]:
         """Iterate over a body, to its very end."""
         import http.client
 
-        received_bytes, started_wall_s = 0, time.time()
+        received_bytes = 0
         while received_bytes < size_bytes:
             try:
                 piece = response.read(min(PIECE_SIZE_BYTES, size_bytes - received_bytes))

@@ -210,10 +210,6 @@ class Librarian:
         known = await self._find_ref(reference)
         if known is not None and self._is_fresh(known):
             return known.commit, False
-        if known is not None:
-            snapshot_id = SnapshotId(reference.repo, known.commit)
-            if not await self._access.knows(snapshot_id, credentials):
-                known = None  # for this caller it is as if it were not here
         task = self._flights.start(
             (reference, self._mark(credentials)),
             lambda: self._refusals.ask(
@@ -221,6 +217,11 @@ class Librarian:
                 lambda: self._ask_for_commit(reference, credentials),
             ),
         )
+        # Only now: a question that ended while we wait here would be asked once more.
+        if known is not None:
+            snapshot_id = SnapshotId(reference.repo, known.commit)
+            if not await self._access.knows(snapshot_id, credentials):
+                known = None  # for this caller it is as if it were not here
         try:
             if known is not None and not await self._is_prompt(task, reference.repo.hub):
                 return known.commit, True

@@ -24,9 +24,10 @@ import pytest
 
 from p2pcache.cli.group import p2pcache
 from p2pcache.client import BundleClient, ExportStream
-from p2pcache.errors import BundleCorruptError, DaemonUnreachableError
+from p2pcache.errors import BlobCorruptError, BundleCorruptError, DaemonUnreachableError
 from tests.daemon.conftest import Serve, serve  # noqa: F401
 from tests.daemon.local import Served
+from tests.daemons import wait_until
 from tests.engine.archives import export_archive, flip, place_of
 from tests.engine.conftest import (  # noqa: F401
     CHUNK_BYTES,
@@ -151,6 +152,22 @@ async def test_export_of_damage_leaves_no_file(source: Served, tmp_path: Path) -
     assert result.exit_code == 11
     assert f"Chunk 3 of {NAME}" in result.stderr
     assert list(tmp_path.glob("model*")) == []
+
+
+async def test_export_of_damage_is_explained_however_late_it_is_read(source: Served) -> None:
+    """The daemon reads ahead: it may have noticed before the first piece is taken."""
+    flip_byte(source.engine.context.store.path_of(sha256_name(WEIGHTS)), 0, keeps_time=True)
+    client = BundleClient(local=source.local, store=source.engine.root)
+    faults = source.engine.context.blame.faults
+
+    def take() -> None:
+        with client.open_export(REPO) as stream:
+            wait_until(lambda: faults, "the damage is noticed")
+            for _ in stream.pieces:
+                pass
+
+    with pytest.raises(BlobCorruptError, match=f"of {NAME} changed on this disk"):
+        await asyncio.to_thread(take)
 
 
 async def test_export_of_what_is_not_here_leaves_no_file(source: Served, tmp_path: Path) -> None:

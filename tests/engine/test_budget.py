@@ -311,6 +311,8 @@ async def test_one_refusal_keeps_every_request_from_the_hub_until_the_pause_ends
     engine = await make_cache(clock=clock, ref_ttl_s=0.0)
     snapshot, _ = await engine.find(REPO, NAME)
     context = engine.context
+    # As whoever was shown it did; nobody is told from memory of what may be hidden.
+    assert (await engine.cache.access.visibility.prove(snapshot)).is_public
     access = context.hub.check_access
 
     async def fetch(entry: FileEntry) -> None:

@@ -141,11 +141,11 @@ def test_signal_reaches_the_command_under_its_own_process_id(
     daemon: DaemonProcess, start: Start
 ) -> None:
     """Whoever signals the process that was started signals the command."""
-    script = "trap 'echo caught; exit 9' HUP; echo $$; while :; do sleep 0.05; done"
+    script = "trap 'echo caught; exit 9' USR1; echo $$; while :; do sleep 0.05; done"
     process = start(daemon, "sh", "-c", script)
     assert process.stdout is not None
     assert int(process.stdout.readline()) == process.pid
-    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGUSR1)
     assert process.wait(END_S) == 9
     assert process.stdout.read() == "caught\n"
 
