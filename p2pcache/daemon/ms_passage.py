@@ -17,10 +17,11 @@ from collections import OrderedDict
 
 from p2pcache.core.credentials import Credentials
 from p2pcache.core.msjson import read_envelope
+from p2pcache.core.ratelimit import find_pause_s
 from p2pcache.engine.context import Context
 from p2pcache.engine.fresh import FreshFlight
 from p2pcache.engine.single import SingleFlight
-from p2pcache.errors import UpstreamUnreachableError
+from p2pcache.errors import UpstreamRateLimitedError, UpstreamUnreachableError
 from p2pcache.hubs.base import ForwardedAnswer
 
 # Descriptions and lists of branches have a few KB; thousands of repositories on one machine.
@@ -87,6 +88,11 @@ class ModelScopePassage:
 
     async def _ask(self, key: bytes, raw_path: str, credentials: Credentials) -> ForwardedAnswer:
         answer = await self.forward("GET", raw_path, b"", credentials)
+        if answer.status == 429:
+            raise UpstreamRateLimitedError(
+                "The hub asks to slow down; try again later.",
+                retry_after_s=find_pause_s(answer.headers),
+            )
         if answer.status >= 500 or answer.status in (408, 425):
             raise UpstreamUnreachableError(
                 f"The hub cannot serve this now (status {answer.status}); try again later."
