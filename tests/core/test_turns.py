@@ -70,3 +70,6 @@ def test_turns_end_of_nothing_is_nothing() -> None:
     (number,) = fill(turns, is_fetching=True, asks=1)
     turns.end(number)
     turns.end(number)
+    # As many may begin as if nothing had ever been.
+    fresh = fill(UploadTurns(), is_fetching=True, asks=20)
+    assert len(fill(turns, is_fetching=True, asks=20)) == len(fresh)
