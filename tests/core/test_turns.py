@@ -67,9 +67,9 @@ def test_turns_end_of_nothing_is_nothing() -> None:
     """An upload that never began, or ended before, may end."""
     turns = UploadTurns()
     turns.end(0)
-    (number,) = fill(turns, is_fetching=True, asks=1)
-    turns.end(number)
-    turns.end(number)
+    for number in fill(turns, is_fetching=True, asks=20):
+        turns.end(number)
+        turns.end(number)
     # As many may begin as if nothing had ever been.
     fresh = fill(UploadTurns(), is_fetching=True, asks=20)
     assert len(fill(turns, is_fetching=True, asks=20)) == len(fresh)
