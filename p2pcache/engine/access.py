@@ -214,10 +214,10 @@ class Access:
         if len(self._refusals) > REFUSALS_MAX:
             self._refusals.popitem(last=False)
 
-    def note_known(self, credentials: Credentials) -> None:
-        """Take in that the hub took a token for somebody's."""
+    def note_known(self, hub: str, credentials: Credentials) -> None:
+        """Take in that a hub did not refuse a token."""
         if not credentials.is_anonymous:
-            self._grants.note(credentials)
+            self._grants.note(credentials, hub)
 
     async def close(self) -> None:
         """Stop asking."""
@@ -309,12 +309,12 @@ class Access:
             )
         except REFUSED as error:
             self._grants.drop(credentials, snapshot.id)
-            self._note_refusal(error, credentials)
+            self._note_refusal(error, snapshot.id.repo.hub, credentials)
             self.note_hidden(snapshot, credentials, error)
             raise
         else:
             self._grants.note(credentials, snapshot.id)
-            self._grants.note(credentials)
+            self._grants.note(credentials, snapshot.id.repo.hub)
 
     async def _ask_hub(
         self, snapshot: Snapshot, credentials: Credentials, path: str | None
@@ -351,7 +351,8 @@ class Access:
         """
         if credentials.is_anonymous:
             return
-        age_s = self._grants.find_age_s(credentials)
+        hub = snapshot.id.repo.hub
+        age_s = self._grants.find_age_s(credentials, hub)
         if age_s is not None and age_s < self._context.settings.grant_ttl_s:
             return
         try:
@@ -359,17 +360,18 @@ class Access:
         except UNANSWERED as error:
             log.debug("a token was not looked at: %s", error)
         except REFUSED as error:
-            self._note_refusal(error, credentials)
+            self._note_refusal(error, hub, credentials)
             self.visibility.note_refused(snapshot.id.repo)
             raise
         else:
-            self._grants.note(credentials)
+            self._grants.note(credentials, hub)
 
     def _check_not_hidden(self, snapshot: Snapshot, credentials: Credentials) -> None:
         refusal = self._refusals.get((self._grants.mark(credentials), snapshot.id))
         if refusal is not None and self._context.clock.monotonic_s() < refusal[0]:
             raise refusal[1](refusal[2])
 
-    def _note_refusal(self, error: P2PCacheError, credentials: Credentials) -> None:
+    def _note_refusal(self, error: P2PCacheError, hub: str, credentials: Credentials) -> None:
         if isinstance(error, UpstreamAuthError) and "Invalid credentials" in str(error):
-            self._grants.drop(credentials)  # nobody's any more, for whatever it was good
+            # Nobody's any more, for whatever it was good there.
+            self._grants.drop_hub(credentials, hub)

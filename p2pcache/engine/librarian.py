@@ -268,7 +268,7 @@ class Librarian:
         except (RepositoryNotFoundError, UpstreamAuthError):
             await self._access.note_refused(repo, credentials)
             raise
-        self._access.note_known(credentials)
+        self._access.note_known(repo.hub, credentials)
         return answer
 
     async def _ask_owner(self, reference: ModelReference, credentials: Credentials) -> Heard | None:

@@ -399,13 +399,31 @@ def test_grants_forget_when_a_clock_goes_back() -> None:
     """A yes is as old as the clock that went further says; one that went back has none."""
     clock = ManualClock()
     grants = Grants(clock)
-    grants.note(ALLOWED)
+    grants.note(ALLOWED, "hf")
     clock.advance(5)
-    assert grants.find_age_s(ALLOWED) == 5
+    assert grants.find_age_s(ALLOWED, "hf") == 5
     clock._wall_s += 100  # the machine slept: only one clock moved
-    assert grants.find_age_s(ALLOWED) == 105
+    assert grants.find_age_s(ALLOWED, "hf") == 105
     clock._wall_s -= 200
-    assert grants.find_age_s(ALLOWED) is None
+    assert grants.find_age_s(ALLOWED, "hf") is None
+
+
+def test_what_one_hub_says_of_a_token_holds_at_no_other() -> None:
+    """A hub that lets anybody pass makes nobody known elsewhere, nor does its no put him out."""
+    grants, commit = Grants(ManualClock()), "0" * 40
+    theirs, ours = (
+        SnapshotId(ModelReference.parse(name).repo, commit) for name in ("ms:org/a", "org/a")
+    )
+    grants.note(ALLOWED, theirs.repo.hub)
+    grants.note(ALLOWED, theirs)
+    assert grants.find_age_s(ALLOWED, ours.repo.hub) is None
+    grants.note(ALLOWED, ours.repo.hub)
+    grants.note(ALLOWED, ours)
+    grants.drop_hub(ALLOWED, theirs.repo.hub)
+    assert grants.find_age_s(ALLOWED, theirs) is None
+    assert grants.find_age_s(ALLOWED, theirs.repo.hub) is None
+    assert grants.find_age_s(ALLOWED, ours) == 0
+    assert grants.find_age_s(ALLOWED, ours.repo.hub) == 0
 
 
 def test_grants_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,7 +431,7 @@ def test_grants_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("p2pcache.engine.grants.GRANTS_MAX", 3)
     grants = Grants(ManualClock())
     for number in range(6):
-        grants.note(Credentials(f"hf_{number}"))
+        grants.note(Credentials(f"hf_{number}"), "hf")
     assert len(grants) == 3
 
 

@@ -244,6 +244,27 @@ async def test_no_answer_of_the_modelscope_gateway_is_one_that_its_hub_would_ref
     assert tally.asked == 2 * 7 * (6 * 12 + 3)
 
 
+async def test_token_that_one_hub_lets_pass_is_refused_where_it_is_nobodys(
+    hub: HubProcess, daemon: DaemonProcess
+) -> None:
+    """ModelScope gives what is public whoever asks; that makes no token known elsewhere."""
+    world = World(hub)
+    world.recover()
+    statuses = {}
+    async with make_session() as session:
+        for dialect in ("ms", "hf"):
+            repo = next(repo for repo in list_repos("up", dialect) if repo.kind == "public")
+            for token in (None, "hf_passer_by"):
+                url = daemon.local + repo.file_path(SMALL)
+                statuses[dialect, token] = (await ask(session, url, "GET", bearer(token))).status
+    assert statuses == {
+        ("ms", None): 200,
+        ("ms", "hf_passer_by"): 200,
+        ("hf", None): 200,
+        ("hf", "hf_passer_by"): 401,
+    }
+
+
 @pytest.fixture
 async def veil(hub: HubProcess, daemon: DaemonProcess) -> AsyncIterator[ClientSession]:
     """Have what is hidden here, for a caller whom the hub lets in; the hub is well afterwards."""
