@@ -39,6 +39,8 @@ class DownloadsApi:
         router = app.router
         router.add_post(base, self.start)
         router.add_post(DOWNLOAD_ALIAS, self.start)
+        # Else ModelScope's dialect, whose prefix it has, would pass other methods on to the hub.
+        router.add_route("*", DOWNLOAD_ALIAS, self.refuse_method)
         router.add_get(base, self.list_all)
         router.add_get(f"{base}/{{id}}", self.get)
         router.add_delete(f"{base}/{{id}}", self.cancel)
@@ -57,6 +59,19 @@ class DownloadsApi:
         if views:
             answer["workers"] = [view.name for view in views]
         return web.json_response(answer, status=202)
+
+    async def refuse_method(self, request: web.Request) -> web.Response:
+        """Answer what is no order, where orders alone are taken."""
+        code = "MethodNotAllowed"
+        message = (
+            f"{DOWNLOAD_ALIAS} takes orders with POST alone; look at them with "
+            f"GET {MANAGEMENT_PREFIX}v1/downloads."
+        )
+        return web.json_response(
+            {"error": code, "message": message},
+            status=405,
+            headers={"Allow": "POST", "X-Error-Code": code},
+        )
 
     async def _choose(self, order: JobOrder) -> tuple[JobOrder, list[WorkerView]]:
         """Return the order and whom it is passed on to; for this daemon alone, to nobody."""

@@ -116,6 +116,21 @@ async def test_download_is_202_and_ends_done(
     assert [other["id"] for other in listed] == [job["id"]]
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
+async def test_download_alias_with_another_method_says_where_to_look(
+    served: Served, hub: Hub, method: str
+) -> None:
+    """The alias takes orders alone; nothing of its path is asked of ModelScope."""
+    asked = hub.stats.requests_total
+    reply = await served.change(ALIAS, method)
+    assert (reply.status, reply.headers["Allow"]) == (405, "POST")
+    assert reply.headers["X-Error-Code"] == "MethodNotAllowed"
+    if method != "HEAD":
+        assert reply.error == (405, "MethodNotAllowed")
+        assert f"GET {BASE}/downloads" in reply.json["message"]
+    assert hub.stats.requests_total == asked
+
+
 async def test_download_that_fails_says_why(served: Served) -> None:
     """The job has the error's code and sentence."""
     reply = await served.change(f"{BASE}/downloads", body={"model": "org/none"})
