@@ -9,7 +9,7 @@ Source: schema.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sqlite_utils import Database
@@ -119,11 +119,6 @@ class BlobList:
             if row is not None:
                 found.append((blob, Layout.from_bytes(int(row[0]), row[1] or b"")))
         return found
-
-    def iter_all(self) -> Iterator[BlobRow]:
-        """Iterate over all rows."""
-        for row in self._db.query("SELECT * FROM blobs"):
-            yield self._read(row)
 
     def set_public(self, blob: BlobDigest) -> None:
         """Record that anybody may have a blob."""

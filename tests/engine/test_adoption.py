@@ -51,6 +51,7 @@ from tests.engine.engine import Engine, eventually
 from tests.engine.fakepeer import sha256_name
 from tests.hfcaches import ForeignCache
 from tests.hub import Hub, Repository
+from tests.store.rows import list_rows
 
 SHORT_S = 0.05
 WEIGHTS_NAME = next(name for name, content in FILES.items() if content is WEIGHTS)
@@ -213,7 +214,7 @@ async def test_adopt_shared_store_restricted_is_not_public_after_the_index_is_lo
     store = engine.context.store
     index = Index(tmp_path / "made-anew.sqlite")
     recover(store, engine.context.tree, index, wall_s=1.0)
-    rows = list(index.blobs.iter_all())
+    rows = list_rows(index)
     index.close()
     assert len(rows) == len(FILES)
     assert {(row.is_public, row.is_proven, row.is_adopted) for row in rows} == {

@@ -38,6 +38,7 @@ from p2pcache.store.rebuild import recover
 from tests.engine.conftest import CHUNK_BYTES, MakeCache
 from tests.engine.engine import Engine, eventually, let_run
 from tests.hub import Hub, Repository
+from tests.store.rows import list_rows
 
 WEIGHTS_BYTES = 20 * CHUNK_BYTES
 # A block of the disk for the configuration, which all three share.
@@ -106,7 +107,7 @@ async def check_consistent(engine: Engine) -> None:
     """Assert that every row has its file and, after gc, that every file and link is listed."""
 
     def read(index: Index) -> tuple[set[Path], set[str], set[str]]:
-        rows = {engine.context.store.path_of(row.blob) for row in index.blobs.iter_all()}
+        rows = {engine.context.store.path_of(row.blob) for row in list_rows(index)}
         snapshots = index.catalogue.list_snapshots()
         listed = {str(b.hex) for blobs in index.inventory.list_contents().values() for b in blobs}
         return rows, {snapshot_id.commit for snapshot_id in snapshots}, listed

@@ -21,6 +21,7 @@ from p2pcache.store.bloblist import BlobRow
 from p2pcache.store.catalogue import Catalogue, RefRow
 from p2pcache.store.index import Index
 from tests.samples import COMMIT, OTHER_COMMIT
+from tests.store.rows import list_rows
 
 REPO = RepoId("hf", "models", "org/name")
 SAME_NAME = RepoId("hf", "datasets", "org/name")
@@ -126,7 +127,7 @@ def test_catalogue_revoked_snapshot_takes_its_own_blobs_along(tmp_path: Path) ->
         index.catalogue.set_public(snapshot_id, 1.0)
     assert index.catalogue.revoke_public(ID) == [LARGE.digest]
     assert index.catalogue.revoke_public(ID) == []
-    rows = {row.blob: row.is_public for row in index.blobs.iter_all()}
+    rows = {row.blob: row.is_public for row in list_rows(index)}
     assert rows == {SMALL.digest: True, LARGE.digest: False, restricted.digest: False}
     row = index.catalogue.find_snapshot(ID)
     assert row is not None

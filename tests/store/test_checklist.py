@@ -19,6 +19,7 @@ from p2pcache.core.chunktable import Standing
 from p2pcache.store.base import FileStamp
 from p2pcache.store.index import Index
 from tests.samples import make_sample
+from tests.store.rows import list_rows
 from tests.store.test_bloblist import make_row
 
 pytestmark = pytest.mark.usefixtures("small_chunks")
@@ -85,4 +86,4 @@ def test_checklist_right_file_is_proven_as_it_is_now(index: Index, is_same: bool
 def test_checklist_forgets_how_far_checks_came(index: Index) -> None:
     """A check that begins anew begins at the first chunk of each."""
     index.checks.forget_progress()
-    assert [row.checked_chunks for row in index.blobs.iter_all()] == [0, 0, 0]
+    assert [row.checked_chunks for row in list_rows(index)] == [0, 0, 0]

@@ -21,6 +21,7 @@ from p2pcache.store.bloblist import BlobRow
 from p2pcache.store.catalogue import RefRow
 from p2pcache.store.index import Index
 from p2pcache.store.inventory import Inventory, Sums
+from tests.store.rows import list_rows
 
 REPO = RepoId("hf", "models", "org/name")
 FIRST, SECOND = SnapshotId(REPO, "a" * 40), SnapshotId(REPO, "b" * 40)
@@ -68,7 +69,7 @@ def inventory(index: Index) -> Inventory:
 
 def list_blobs(index: Index) -> list[BlobDigest]:
     """Return the blobs that have a row."""
-    return sorted(row.blob for row in index.blobs.iter_all())
+    return sorted(row.blob for row in list_rows(index))
 
 
 def test_inventory_lists_what_each_snapshot_has_in_the_order_of_use(

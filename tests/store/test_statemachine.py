@@ -42,6 +42,7 @@ from p2pcache.store.quarantine import Wreck, condemn, keep_good_chunks, withdraw
 from p2pcache.store.rebuild import recover
 from p2pcache.store.usage import remove_blob
 from tests.samples import COMMIT, OTHER_COMMIT, PEER_ID, Sample, make_sample
+from tests.store.rows import list_rows
 
 FIRST = make_sample(3 * 4096 - 5)
 # Begins with the same two chunks as the first one.
@@ -336,7 +337,7 @@ class StoreMachine(RuleBasedStateMachine):
     def published_blobs_are_what_the_model_says(self) -> None:
         """Files, rows and the model agree, byte for byte."""
         on_disk = dict(self.store.iter_blobs())
-        rows = {row.blob: row.stamp for row in self.index.blobs.iter_all()}
+        rows = {row.blob: row.stamp for row in list_rows(self.index)}
         assert set(on_disk) == set(rows) == set(self.published)
         assert rows == on_disk
         for blob, sample in self.published.items():
