@@ -45,7 +45,7 @@ def write_job(root: Path, job_id: str, record: dict[str, object]) -> None:
 
 def remove_job(root: Path, job_id: str) -> None:
     """
-    Remove a job's record, if there is one.
+    Remove a job's record, if there is one; a power cut does not bring it back.
 
     Raises:
         StoreError: The disk failed.
@@ -53,6 +53,10 @@ def remove_job(root: Path, job_id: str) -> None:
     path = root / JOBS_NAME / f"{job_id}.json"
     try:
         path.unlink(missing_ok=True)
+        # Of a record that had gone as well: its folder may not have been synced then.
+        sync_directory(path.parent)
+    except FileNotFoundError:
+        return  # no folder, no records
     except OSError as error:
         raise store_error(error, path) from error
 

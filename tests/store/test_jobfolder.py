@@ -39,6 +39,30 @@ def fail_with(number: int) -> Callable[..., Any]:
     return fail
 
 
+def watch_disk(root: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Return a list that takes down, in order, what is synced, renamed and removed from now on."""
+    calls: list[tuple[str, str]] = []
+    real_fsync, real_rename, real_unlink = os.fsync, os.rename, os.unlink
+
+    def fsync(fd: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        calls.append(("fsync", "folder" if path == root / JOBS_NAME else "file"))
+        real_fsync(fd)
+
+    def rename(source: Path, target: Path) -> None:
+        calls.append(("rename", target.name))
+        real_rename(source, target)
+
+    def unlink(path: Path) -> None:
+        real_unlink(path)
+        calls.append(("unlink", path.name))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(os, "unlink", unlink)
+    return calls
+
+
 def path_of(root: Path, job_id: str = ID) -> Path:
     """Return where a job's record lies."""
     return root / JOBS_NAME / f"{job_id}.json"
@@ -230,19 +254,31 @@ def test_job_is_durable_before_it_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bytes, the name, the folder: after a power cut there is the old record or the new."""
-    calls: list[tuple[str, str]] = []
-    real_fsync, real_rename = os.fsync, os.rename
-
-    def fsync(fd: int) -> None:
-        path = Path(os.readlink(f"/proc/self/fd/{fd}"))
-        calls.append(("fsync", "folder" if path == tmp_path / JOBS_NAME else "file"))
-        real_fsync(fd)
-
-    def rename(source: Path, target: Path) -> None:
-        calls.append(("rename", target.name))
-        real_rename(source, target)
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "rename", rename)
+    calls = watch_disk(tmp_path, monkeypatch)
     write_job(tmp_path, ID, RECORD)
     assert calls == [("fsync", "file"), ("rename", f"{ID}.json"), ("fsync", "folder")]
+
+
+def test_job_that_is_removed_stays_removed_after_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name goes, then the folder is synced, again if its record had gone; no folder is none."""
+    calls = watch_disk(tmp_path, monkeypatch)
+    remove_job(tmp_path, ID)
+    assert calls == []
+    write_job(tmp_path, ID, RECORD)
+    calls.clear()
+    remove_job(tmp_path, ID)
+    assert calls == [("unlink", f"{ID}.json"), ("fsync", "folder")]
+    remove_job(tmp_path, ID)
+    assert calls == [("unlink", f"{ID}.json"), ("fsync", "folder"), ("fsync", "folder")]
+
+
+def test_job_whose_removal_is_not_durable_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that cannot be synced may have the record again: whoever asked is told."""
+    write_job(tmp_path, ID, RECORD)
+    monkeypatch.setattr(os, "fsync", fail_with(errno.EIO))
+    with pytest.raises(StoreError, match="system's log"):
+        remove_job(tmp_path, ID)
