@@ -215,7 +215,7 @@ class ModelScopeHub:
         self, repo: RepoId, revision: str, credentials: Credentials
     ) -> list[dict[str, object]]:
         """List a model's files; what comes back cut short is listed folder by folder."""
-        found: dict[str, dict[str, object]] = {}
+        found: list[dict[str, object]] = []
         folders, count = [""], 0
         while folders:
             folder = folders.pop()
@@ -232,12 +232,10 @@ class ModelScopeHub:
                         "which the hub does not list; ask its owner to spread them over folders."
                     )
                 if not is_cut:
-                    found |= {
-                        str(item.get("Path") or item.get("Name")): item for item in listing.items
-                    }
+                    found += listing.items
                     folders += [] if is_deep else listing.folders
                     break
-        return list(found.values())
+        return found
 
     async def _list_pages(
         self, repo: RepoId, revision: str, credentials: Credentials

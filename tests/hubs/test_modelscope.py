@@ -267,6 +267,34 @@ async def test_list_that_cannot_be_is_refused(
         await client.list_files(SnapshotId(MODEL, COMMIT), ANONYMOUS)
 
 
+@pytest.mark.parametrize("repo", [MODEL, DATASET])
+@pytest.mark.parametrize("other", [entry("a"), entry("a", sha256="1" * 64)], ids=["same", "other"])
+async def test_list_that_names_a_path_twice_is_refused(
+    start_server: StartServer, open_client: OpenClient, repo: RepoId, other: dict[str, object]
+) -> None:
+    """Nobody knows which of the two is meant; a hub that repeats itself is no better."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return envelope({"Files": [entry("a"), entry("b"), other]})
+
+    client = open_client(await start_server(answer))
+    with pytest.raises(UpstreamProtocolError, match="a path twice"):
+        await client.list_files(SnapshotId(repo, COMMIT), ANONYMOUS)
+
+
+async def test_list_of_a_file_and_a_folder_at_one_path_loses_no_file(
+    start_server: StartServer, open_client: OpenClient
+) -> None:
+    """The folder's line comes last and does not take the file's place."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        return envelope({"Files": [entry("a"), entry("b"), {"Path": "a", "Type": "tree"}]})
+
+    client = open_client(await start_server(answer))
+    snapshot = await client.list_files(SnapshotId(MODEL, COMMIT), ANONYMOUS)
+    assert [e.path for e in snapshot.files] == ["a", "b"]
+
+
 async def test_list_digest_in_capitals_is_the_same(
     start_server: StartServer, open_client: OpenClient
 ) -> None:
