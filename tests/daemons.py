@@ -27,7 +27,13 @@ STOP_TIMEOUT_S = 20.0
 POLL_S = 0.02
 
 
-def wait_until(condition: Callable[[], object], what: str, *, timeout_s: float = 30.0) -> None:
+def wait_until(
+    condition: Callable[[], object],
+    what: str,
+    *,
+    timeout_s: float = 30.0,
+    poll_s: float = POLL_S,
+) -> None:
     """
     Wait until a condition holds.
 
@@ -38,7 +44,7 @@ def wait_until(condition: Callable[[], object], what: str, *, timeout_s: float =
     while not condition():
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"{what} did not happen within {timeout_s:g} s")
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
 
 
 def run_p2pcache(

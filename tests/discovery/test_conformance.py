@@ -90,6 +90,9 @@ async def test_discovery_late_peer_finds_those_who_were_there(site: Site) -> Non
     await wait_until(lambda: set(PORTS[:2]) <= early.found_ports, "the early two")
     await site.join(2, late)
     await wait_until(lambda: set(PORTS[:2]) <= late.found_ports, "the late one finds both")
+    await wait_until(lambda: PORTS[2] in early.found_ports, "the early two find the late one")
+    assert set(late.found) >= {Candidate("127.0.0.1", port, site.kind) for port in PORTS[:2]}
+    assert (early.lost, late.lost) == ([], [])
 
 
 async def test_discovery_announcing_kind_never_reports_itself(site: Site) -> None:
@@ -167,3 +170,5 @@ async def test_discovery_restarted_peer_is_found_again(site: Site) -> None:
     one.found.clear()
     await site.join(1, two)
     await wait_until(lambda: PORTS[1] in one.found_ports, "0 finds 1 again")
+    assert set(one.found) == {Candidate("127.0.0.1", PORTS[1], site.kind)}
+    assert one.lost_ports == {PORTS[1]}

@@ -29,6 +29,7 @@ GROUP = ("224.0.0.251", 5353)
 LONG_TTL_S = 2_000_000_000  # a flood that means to stay in every cache
 US = Announcement("watcher-id", "watcher", 7278)
 REAL = Announcement("real-id", "real box/with: odd name", 17_777)
+GOOD = Candidate("127.0.0.1", 29_999, "mdns")
 
 
 @pytest.fixture
@@ -136,6 +137,7 @@ async def test_mdns_flood_renews_the_browser_and_still_watches(
     await wait_until(lambda: REAL.port in recorder.found_ports, "the real peer")
     await real.stop()
     await wait_until(lambda: REAL.port in recorder.lost_ports, "its goodbye")
+    assert set(recorder.lost) == {Candidate("127.0.0.1", REAL.port, "mdns")}, "nobody else left"
 
 
 @pytest.mark.parametrize(
@@ -176,6 +178,7 @@ async def test_mdns_malformed_packets_do_not_end_the_watch(
         enemy.send(junk)
     enemy.send(good)
     await wait_until(lambda: 29_999 in recorder.found_ports, "the good announcement")
+    assert (set(recorder.found), recorder.lost) == ({GOOD}, [])
 
 
 async def test_mdns_forged_goodbye_is_only_a_report(
@@ -189,6 +192,7 @@ async def test_mdns_forged_goodbye_is_only_a_report(
     recorder.found.clear()
     enemy.send(spoof("box", port=29_999, ttl_s=4_500))
     await wait_until(lambda: 29_999 in recorder.found_ports, "the box again")
+    assert (set(recorder.found), set(recorder.lost)) == ({GOOD}, {GOOD})
 
 
 async def test_mdns_split_records_are_asked_for(
@@ -212,6 +216,7 @@ async def test_mdns_split_records_are_asked_for(
     enemy.send(packet.packets()[0])
     await wait_until(lambda: 29_999 in recorder.found_ports, "the answer")
     await owner.async_close()
+    assert set(recorder.found) == {GOOD}
 
 
 async def test_mdns_without_interface_is_a_config_error() -> None:

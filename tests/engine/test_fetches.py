@@ -248,6 +248,8 @@ async def test_fetch_that_everybody_left_before_it_was_open_stops(engine: Engine
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
     await eventually(lambda: engine.cache.fetches.find(entry.digest) is None, "the fetch stops")
+    assert asking.cancelled()
+    assert [name for name in list_open_files(engine.root) if "/partial/" in name] == []
 
 
 async def test_fetch_that_is_stopped_while_its_file_opens_leaves_nothing_open(

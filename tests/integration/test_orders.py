@@ -12,7 +12,6 @@ import http.client
 import json
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,16 +185,19 @@ def test_copies_are_kept_and_mended(
     stayed = [daemon for name, daemon in daemons.items() if name != leaver]
 
     def has_copy(daemon: DaemonProcess) -> bool:
-        time.sleep(0.5)  # a minute's wait is no reason to ask fifty times a second
         is_here = daemon.client.residency(MODEL)["state"] == "resident"
         return is_here and bool(daemon.client.pins()["pins"])
 
-    wait_until(lambda: all(map(has_copy, stayed)), "another copy", timeout_s=AWAY_S_MAX + 60)
+    # A minute's wait is no reason to ask fifty times a second.
+    wait_until(
+        lambda: all(map(has_copy, stayed)), "another copy", timeout_s=AWAY_S_MAX + 60, poll_s=0.5
+    )
     daemons[leaver].start()
     # Back with its copy it is first in rank again, and whoever stood in for it lets go.
     wait_until(
         lambda: [name for name in sorted(daemons) if has_copy(daemons[name])] == sorted(names),
         "one copy too many is let go",
+        poll_s=0.5,
     )
     assert hub.stats()["body_bytes"] <= 1.1 * model_bytes
     boss.client.unpin(MODEL)

@@ -268,11 +268,13 @@ def test_line_cut_of_a_tls_connection_never_yields_ciphertext(pool: ConnectionPo
 
 
 def test_line_connection_without_a_socket_is_passed_over(pool: ConnectionPool) -> None:
-    """A connection that closed itself has nothing to cut."""
+    """A connection that closed itself has nothing to cut; the line counts as cut all the same."""
     line = Line(pool)
     line.hold(None)
     line.release(None)
     line.cut()
+    with pytest.raises(ConnectionAbortedError, match="not wanted"):
+        line.hold(None)
 
 
 # --- private addresses ---
