@@ -84,7 +84,7 @@ class Cache:
         self.librarian = Librarian(context, self.swarm, self.access)
         self.fetches = Fetches(context, self.swarm, self.shelf)
         self.claims = Claims(self.fetches)
-        self.access.visibility.on_revoked = self.fetches.hide
+        self.access.visibility.on_revoked.append(self.fetches.hide)
         self.space = Space(context)
         self.space.holds.busy_checks += [
             lambda blob: self.fetches.find(blob) is not None,

@@ -19,6 +19,7 @@ from p2pcache.core.jobs import FINAL_STATES as FINAL_STATES
 from p2pcache.core.jobs import JobOrder as JobOrder
 from p2pcache.core.jobs import JobState as JobState
 from p2pcache.core.jobs import QueueEntry, plan_queue
+from p2pcache.core.snapshot import Snapshot
 from p2pcache.engine.cache import Cache
 from p2pcache.engine.crew import Crew
 from p2pcache.engine.jobbook import JobBook
@@ -66,6 +67,7 @@ class Downloads:
         self._is_closing = False
         self._ticker: asyncio.Task[None] | None = None
         self._timers: set[asyncio.TimerHandle] = set()
+        cache.access.visibility.on_revoked.append(self._hide)
 
     # --- life ---
 
@@ -377,6 +379,17 @@ class Downloads:
         self._book.note(job)
         body = self._describe(job)
         self.news.publish("state", body, about=job.id, is_public=job.is_public)
+
+    def _hide(self, snapshot: Snapshot) -> None:
+        """Tell of the jobs of a snapshot that is not public any more to the admin alone."""
+        for job in self._jobs.values():
+            is_of_it = (job.order.reference.repo, job.commit) == (
+                snapshot.id.repo,
+                snapshot.id.commit,
+            )
+            if job.is_public and is_of_it:
+                job.is_public = False
+                self._book.note(job)
 
     def _note_end(self, job: Job) -> None:
         """Say what became of a run; of a job that has ended, nothing more will come."""

@@ -53,6 +53,8 @@ class JobRun:
         self._cache = cache
         self._job = job
         self._on_state = on_state
+        # What was found of the snapshot; the job's own word is taken back when the hub's is.
+        self._was_public = False
 
     async def run(self) -> None:
         """
@@ -66,12 +68,7 @@ class JobRun:
         resolved = await self._resolve()
         snapshot = resolved.snapshot
         job.commit = snapshot.id.commit
-        job.is_public = await cache.access.check_may_read(snapshot, job.credentials)
-        if job.origin and not job.is_public:
-            raise ForbiddenError(
-                f"{snapshot.id.repo} is not public, and other machines' orders are for public "
-                "models alone; order it on that machine itself, with a token."
-            )
+        await self._check_access(snapshot)
         selection = self._select(snapshot)
         blobs = order_for_fetching(selection.chosen)
         job.bytes_total = sum(entry.size_bytes for entry in blobs)
@@ -80,6 +77,16 @@ class JobRun:
             await cache.librarian.get_snapshot(snapshot.id, job.credentials)
             await self._bring(resolved, list(selection.chosen))
         job.path = cache.path_of(snapshot.id)
+
+    async def _check_access(self, snapshot: Snapshot) -> None:
+        job = self._job
+        job.is_public = await self._cache.access.check_may_read(snapshot, job.credentials)
+        if job.origin and not job.is_public:
+            raise ForbiddenError(
+                f"{snapshot.id.repo} is not public, and other machines' orders are for public "
+                "models alone; order it on that machine itself, with a token."
+            )
+        self._was_public = job.is_public
 
     def _enter(self, state: JobState) -> None:
         self._job.state = state
@@ -176,6 +183,8 @@ class JobRun:
         self, resolved: Resolved, entry: FileEntry, credentials: Credentials
     ) -> None:
         job, snapshot = self._job, resolved.snapshot
+        if self._was_public and not job.is_public:
+            await self._check_access(snapshot)  # it has turned private since: for this caller, too?
         landing = await self._cache.land(snapshot, entry, credentials, is_public=job.is_public)
         landing.close()
         if landing.active is None:

@@ -76,10 +76,10 @@ class Passing:
         """
         job, cache = self._job, self._cache
         self._enter(JobState.RESOLVING)
-        if job.commit is None:
-            reference = job.order.reference
-            if job.order.commit is not None:
-                reference = ModelReference(reference.repo, job.order.commit)
+        if job.commit is None or not job.is_public:
+            reference, commit = job.order.reference, job.commit or job.order.commit
+            if commit is not None:
+                reference = ModelReference(reference.repo, commit)
             resolved = await cache.librarian.resolve(reference, job.credentials)
             job.commit = resolved.snapshot.id.commit
             job.is_public = await cache.access.is_public(resolved.snapshot)

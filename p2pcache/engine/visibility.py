@@ -79,7 +79,7 @@ class Visibility:
     def __init__(self, context: Context) -> None:
         self._context = context
         # Told of every snapshot that the hub refuses to an anonymous caller.
-        self.on_revoked: Callable[[Snapshot], None] = lambda snapshot: None
+        self.on_revoked: list[Callable[[Snapshot], None]] = []
         # When the hub last left a question for a proof unanswered.
         self.unanswered_s = float("-inf")
         self._is_silent = False
@@ -236,7 +236,8 @@ class Visibility:
             others = await self._list_public(snapshot.id.repo)
         for each in [snapshot, *(other for other in others if other.id != snapshot.id)]:
             await self.revoke(each.id)
-            self.on_revoked(each)
+            for tell in self.on_revoked:
+                tell(each)
 
     def _note_refusal(self, snapshot_id: SnapshotId) -> None:
         self._refused_at_s.pop(snapshot_id, None)

@@ -18,12 +18,13 @@ import aiohttp
 import pytest
 
 from p2pcache.core.jobs import FINAL_STATES, JobState
+from p2pcache.core.refs import ModelReference
 from p2pcache.daemon import events_api
 from p2pcache.engine import news as news_module
 from tests.daemon.local import Served
 from tests.engine.conftest import CHUNK_BYTES, GATED, MODEL_BYTES, REPO, TOKEN
 from tests.engine.engine import eventually
-from tests.hub import Hub
+from tests.hub import Hub, Repository
 
 BASE = "/_p2pcache/v1"
 KEY = f"{REPO}/pytorch_model.bin"
@@ -109,6 +110,31 @@ async def test_events_of_a_download_go_from_now_to_its_end(served: Served, hub: 
         again = [event async for event in read_events(response)]
     assert [body["state"] for _, _, body in again] == ["done"]
     assert (await served.ask(f"{BASE}/downloads/none/events")).error == (404, "JobNotFound")
+
+
+async def test_download_whose_repository_turned_private_is_for_the_admin_alone(
+    served: Served, hub: Hub
+) -> None:
+    """What the hub denies to anybody since is not listed to anybody, nor after a restart."""
+    repository = hub.add(Repository("org/opened", {"config.json": b"{}"}, tokens=[TOKEN]))
+    engine = served.engine
+    job = await engine.pull("org/opened", token=TOKEN)
+    other = await engine.pull(REPO, include=("config.json",))
+    path = f"{BASE}/downloads"
+
+    async def list_ids(headers: dict[str, str] | None = None) -> list[str]:
+        listed = (await served.ask(path, headers=headers)).json["downloads"]
+        return [str(one["id"]) for one in listed]
+
+    assert await list_ids() == [job.id, other.id]
+    repository.private = True
+    row = await engine.cache.librarian.find_cached(ModelReference.parse("org/opened"))
+    assert row is not None
+    assert not (await engine.cache.access.visibility.prove(row.snapshot)).is_public
+    assert await list_ids() == [other.id]
+    assert await list_ids(served.change_headers) == [job.id, other.id]
+    assert (await served.ask(f"{path}/{job.id}")).error == (404, "JobNotFound")
+    assert job.to_record()["public"] is False
 
 
 async def test_events_of_everything_are_caught_up_with(served: Served) -> None:

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from p2pcache.core.credentials import ANONYMOUS
+from p2pcache.core.credentials import ANONYMOUS, Credentials
 from p2pcache.core.refs import ModelReference
 from p2pcache.engine import downloads as downloads_module
+from p2pcache.engine import jobrun
 from p2pcache.engine.downloads import FINAL_STATES, Job, JobOrder, JobState
 from p2pcache.engine.jobview import describe_job
+from p2pcache.engine.passing import Passing
 from p2pcache.errors import (
     GatedRepositoryError,
     InputError,
@@ -38,7 +40,7 @@ from tests.engine.conftest import (
     MakePeer,
 )
 from tests.engine.engine import Engine, eventually
-from tests.hub import Hub
+from tests.hub import Hub, Repository
 
 KEY = f"{REPO}/pytorch_model.bin"
 
@@ -127,6 +129,44 @@ async def test_gated_model_comes_with_its_token(engine: Engine) -> None:
     """The caller's token is used for the whole job."""
     job = await engine.pull(GATED, token=TOKEN)
     assert (job.state, job.error) == (JobState.DONE, None)
+
+
+@pytest.mark.parametrize(
+    ("token", "ending"), [(TOKEN, JobState.DONE), (None, JobState.FAILED)], ids=["known", "anybody"]
+)
+async def test_rest_of_a_model_that_turns_private_is_for_whom_the_hub_lets_in(
+    engine: Engine, hub: Hub, monkeypatch: pytest.MonkeyPatch, token: str | None, ending: JobState
+) -> None:
+    """Not for peers, nor, though a copy is here, for a job that was ordered without a token."""
+    monkeypatch.setattr(jobrun, "FILES_AT_ONCE_MAX", 1)
+    files = {"config.json": bytes(3 * CHUNK_BYTES), "model.bin": WEIGHTS}
+    opened = hub.add(Repository("org/opened", files, tokens=[TOKEN]))
+    hub.add(Repository("org/own", {"model.bin": WEIGHTS}, private=True, tokens=[TOKEN]))
+    await engine.pull("org/own", token=TOKEN)
+    hub.set_faults(hang_after_bytes=CHUNK_BYTES, paths="org/opened/config.json")
+    order = JobOrder(ModelReference.parse("org/opened"))
+    job = engine.downloads.start(order, Credentials(token))
+    await eventually(lambda: job.count_bytes().total() > 0, "the first file has begun")
+    assert job.is_public
+    snapshot, entry = await engine.find("org/opened", "model.bin")
+    opened.private = True
+    assert not (await engine.cache.access.visibility.prove(snapshot)).is_public
+    hub.set_faults()
+    await eventually(lambda: job.is_over, "the download's end", timeout_s=30.0)
+    assert job.state is ending
+    assert await engine.cache.describe(entry.digest) is None
+    found = engine.context.store.path_of(entry.digest)
+    assert found.stat().st_mode & 0o777 == 0o400
+
+
+async def test_order_for_others_is_asked_about_again_after_a_no(engine: Engine) -> None:
+    """A no that the hub has taken back since does not end what is resumed."""
+    snapshot, _ = await engine.find(REPO, "config.json")
+    job = Job("0" * 16, JobOrder(ModelReference.parse(REPO), workers=("gpu",)))
+    job.commit, job.is_public = snapshot.id.commit, False
+    passing = Passing(engine.cache, engine.downloads.crew, job, lambda _: None)
+    await passing.run(lambda order, job: job)
+    assert (job.is_public, job.commit) == (True, snapshot.id.commit)
 
 
 async def test_model_that_does_not_fit_is_refused_before_its_first_byte(
