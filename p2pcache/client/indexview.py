@@ -71,8 +71,8 @@ class IndexView:
         tp: Sequence[int] = (),
     ) -> ResidencyAnswer:
         """
-        Return how much of a model is in the store: in about half a millisecond when a usual one is
-        asked for the first time (30 files; five for 300), in some hundredths of one afterwards,
+        Return how much of a model is in the store: in less than half a millisecond when a usual one
+        is asked for the first time (30 files; three for 300), in some hundredths of one afterwards,
         while nothing changes.
 
         As Client.residency(), but for what only a daemon knows: `missing_from_peers`,

@@ -9,6 +9,7 @@ Source: BLAKE3 specification; git-hash-object(1) for the blob header.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,7 @@ Algorithm = Literal["sha256", "gitsha1"]
 
 _HEX_LENGTHS: dict[str, int] = {"sha256": 64, "gitsha1": 40}
 _HEX = re.compile(r"[0-9a-f]+", re.ASCII)
+_BLOB = re.compile(r"sha256:[0-9a-f]{64}|gitsha1:[0-9a-f]{40}", re.ASCII)
 CHUNK_DIGEST_SIZE_BYTES = 32
 
 
@@ -73,6 +75,19 @@ class BlobDigest:
 
     def __str__(self) -> str:
         return f"{self.algorithm}:{self.hex}"
+
+
+def check_blob_digests(texts: Iterable[str]) -> None:
+    """
+    See to it that BlobDigest.parse() takes each of some texts, without making an object of it.
+
+    Raises:
+        InvalidDigestError: One is not a digest.
+    """
+    for text in texts:
+        if _BLOB.fullmatch(text) is None:
+            # It says what is wrong.
+            BlobDigest.parse(text)
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -101,11 +101,18 @@ def select_default(files: Sequence[FileEntry]) -> tuple[FileEntry, ...]:
     return tuple(files) if not spared else tuple(e for e in files if e.path not in spared)
 
 
+def may_repeat(paths: Iterable[str]) -> bool:
+    """
+    Return whether any of some files could hold the same weights as others, by their names alone:
+    in most models none; who asks whether one is here does not wait for the rest.
+    """
+    return any(path.endswith(_OTHERS) or "/" in path for path in paths)
+
+
 def find_duplicates(files: Iterable[FileEntry]) -> frozenset[str]:
     """Return the paths of files that hold the same weights as whole safetensors among them."""
     entries = list(files)
-    if not any(e.path.endswith(_OTHERS) or "/" in e.path for e in entries):
-        # Most models; who asks whether one is here does not wait for the rest.
+    if not may_repeat([entry.path for entry in entries]):
         return frozenset()
     folders: dict[str, list[FileEntry]] = defaultdict(list)
     for entry in entries:

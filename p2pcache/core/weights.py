@@ -127,25 +127,32 @@ def is_weight_file(path: str) -> bool:
 
 def choose_weight_files(files: Iterable[FileEntry]) -> list[FileEntry]:
     """Return the weight files of a model: its safetensors, else its GGUF files; each blob once."""
-    named = [(entry.path.lower(), entry) for entry in files]
+    entries = list(files)
+    chosen = find_weight_files([entry.path for entry in entries])
+    return list({entries[n].digest: entries[n] for n in chosen}.values())
+
+
+def find_weight_files(paths: Iterable[str]) -> list[int]:
+    """Return where, in a list of paths, a model's weight files are, as choose_weight_files()."""
+    lowered = [path.lower() for path in paths]
     for suffix in _SUFFIXES.values():
-        chosen = {entry.digest: entry for name, entry in named if name.endswith(suffix)}
+        chosen = [n for n, path in enumerate(lowered) if path.endswith(suffix)]
         if chosen:
-            return list(chosen.values())
+            return chosen
     return []
 
 
-def count_variants(files: Iterable[FileEntry]) -> int:
+def count_variants(paths: Iterable[str]) -> int:
     """
     Return how many models some weight files are: a repository of GGUF files holds the same model
     in several quantisations, each a file or a series of numbered ones; others hold one.
     """
     names = set()
-    for entry in files:
-        if not entry.path.lower().endswith(_SUFFIXES[Format.GGUF]):
+    for path in paths:
+        if not path.lower().endswith(_SUFFIXES[Format.GGUF]):
             return 1
-        split = _SPLIT.fullmatch(entry.path)
-        names.add(split[1] if split else entry.path)
+        split = _SPLIT.fullmatch(path)
+        names.add(split[1] if split else path)
     return len(names)
 
 

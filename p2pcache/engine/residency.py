@@ -115,7 +115,7 @@ class Residencies:
         look = await self._in_thread(self._look, question)
         if look is None or not look.unread:
             return look
-        here = [blob for blob in look.unread if blob in look.facts.proven]
+        here = [blob for blob in look.unread if str(blob) in look.facts.proven]
         for blob in here:
             self.weighing.note_whole(blob)
         if here:

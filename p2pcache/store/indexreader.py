@@ -4,11 +4,13 @@ Owns reading the index beside the daemon: what residency asks, and nothing else.
 Knows nothing of files but the index's own. Never writes: no row, no file, no lock on the store.
 Invariants: a daemon that writes is neither waited for nor held up (WAL); without one the file is
 read as it lies; a snapshot's file list is read once, what changes is read each time.
-Source: SQLite, "Write-Ahead Logging" (read-only databases), "PRAGMA data_version".
+Source: SQLite, "Write-Ahead Logging" (read-only databases), "PRAGMA data_version",
+"JSON functions" (json_each).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections import OrderedDict
@@ -19,8 +21,9 @@ from typing import Any
 from urllib.parse import quote
 
 from p2pcache.core.digest import BlobDigest
+from p2pcache.core.listing import Listing
 from p2pcache.core.refs import ModelReference, RepoId, SnapshotId, is_commit
-from p2pcache.core.snapshot import FileEntry, Snapshot
+from p2pcache.core.snapshot import Snapshot
 from p2pcache.core.tensors import Format
 from p2pcache.core.weights import FileWeights, ShapeCount, params_from_texts, shapes_from_text
 from p2pcache.errors import IndexCorruptError, NotFoundError, SchemaTooNewError, StoreError
@@ -35,8 +38,6 @@ _KEY = "hub = ? AND kind = ? AND repo = ?"
 # Pages of the index that are kept read: those of some thousand models' files, proofs and heads.
 # Digests are random, so that one model's rows lie on as many pages as it has files.
 _PAGES_KEPT_BYTES_MAX = 16 * 1024 * 1024
-# Values in one question; SQLite's own limit is far above.
-_VALUES_MAX = 500
 _FILES = (
     "SELECT f.path, f.size_bytes, f.digest, f.tree_oid, b.is_proven, b.verified_wall_s "  # noqa: S608
     "FROM files f LEFT JOIN blobs b INDEXED BY blobs_proven "
@@ -46,6 +47,13 @@ _PROVEN = (
     "SELECT DISTINCT f.digest, b.verified_wall_s FROM files f "  # noqa: S608
     "CROSS JOIN blobs b INDEXED BY blobs_proven ON b.digest = f.digest AND b.is_proven = 1 "
     f"WHERE {_KEY} AND f.commit_id = ?"
+)
+# Of the blobs whose digests are in a list, as one value: a question with a mark for each blob would
+# be prepared anew for every number of files. Each has one row.
+_WEIGHTS = "FROM json_each(?) AS asked CROSS JOIN weights AS w ON w.digest = asked.value"
+_HEADS = (
+    "SELECT count(*), count(w.format), total(w.tensors), total(w.tensor_bytes), "
+    f"max(w.largest_tensor_bytes), min(w.format), group_concat(w.params) {_WEIGHTS}"
 )
 # What makes two file lists the same one: which snapshot, whether confirmed, since when known.
 _ListKey = tuple[SnapshotId, bool, float]
@@ -57,14 +65,20 @@ _NEEDED_TABLE = "weights"
 class SnapshotFacts:
     """
     What the index says of a snapshot now. `public_wall_s`: when the hub last gave a file of it to
-    anybody, None if it did not; `proven`: when each blob that is proven was hashed last.
+    anybody, None if it did not; `proven`: when each blob that is proven, by its digest's text, was
+    hashed last.
     """
 
-    snapshot: Snapshot
+    listing: Listing
     is_confirmed: bool
     public_wall_s: float | None
     is_pinned: bool
-    proven: dict[BlobDigest, float] = field(default_factory=dict)
+    proven: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """Return the whole file list."""
+        return self.listing.snapshot
 
     @property
     def is_public(self) -> bool:
@@ -86,8 +100,10 @@ class IndexReader:
         """
         self.path = path
         self._connection: sqlite3.Connection | None = None
+        # One for all questions: a connection remembers every one that it ever made.
+        self._cursor: sqlite3.Cursor | None = None
         self._identity: tuple[object, ...] = ()
-        self._lists: OrderedDict[_ListKey, Snapshot] = OrderedDict()
+        self._lists: OrderedDict[_ListKey, Listing] = OrderedDict()
         self._entries_kept = 0
         # What was found since somebody last wrote to the index.
         self._facts: dict[SnapshotId, SnapshotFacts | None] = {}
@@ -99,7 +115,7 @@ class IndexReader:
         """Close the file. Safe to call twice."""
         if self._connection is not None:
             self._connection.close()
-            self._connection = None
+            self._connection = self._cursor = None
 
     def refresh(self) -> None:
         """
@@ -146,51 +162,41 @@ class IndexReader:
         if row is None:
             return None
         is_confirmed, added_wall_s = bool(row[0]), row[2]
-        snapshot, proven = self._find_list((snapshot_id, is_confirmed, added_wall_s))
-        return SnapshotFacts(snapshot, is_confirmed, row[1], bool(row[3]), proven)
+        listing, proven = self._find_list((snapshot_id, is_confirmed, added_wall_s))
+        return SnapshotFacts(listing, is_confirmed, row[1], bool(row[3]), proven)
 
     def sum_weights(
-        self, blobs: Sequence[BlobDigest]
+        self, blobs: Sequence[str]
     ) -> tuple[FileWeights | None, tuple[BlobDigest, ...]]:
         """
         Add up what the heads of some blobs say, without their shapes.
+
+        Args:
+            blobs: Their digests as text.
 
         Returns:
             The sum, None when a head is not known or not what its file's name says; and those of
             the blobs whose heads nobody has read. In SQL: a model has hundreds of files, and who
             asks cannot wait.
         """
-        counted = tensors = total = largest = readable = 0
-        format: str | None = None
-        params: dict[str, int] = {}
-        for part in _cut(blobs):
-            ((count, known, *sums, format, listed),) = self._query(
-                "SELECT count(*), count(format), total(tensors), total(tensor_bytes), "  # noqa: S608
-                "max(largest_tensor_bytes), min(format), group_concat(params) FROM weights "
-                f"WHERE digest IN ({_marks(part)})",
-                part,
-            )
-            counted, readable = counted + count, readable + known
-            tensors, total = tensors + int(sums[0]), total + int(sums[1])
-            largest = max(largest, sums[2] or 0)
-            # Taken apart here, in one go: SQLite would look for all of the rows once more.
-            for dtype, elements in params_from_texts(listed or ""):
-                params[dtype] = params.get(dtype, 0) + elements
-        if counted < len(blobs):
+        ((count, readable, tensors, total, largest, format, listed),) = self._query(
+            _HEADS, (json.dumps(blobs),)
+        )
+        if count < len(blobs):
             return None, self._find_unread(blobs)
-        if readable < counted or format is None:
+        if readable < count or format is None:
             return None, ()
-        summed = FileWeights(Format(format), tensors, total, largest, tuple(sorted(params.items())))
-        return summed, ()
+        # Taken apart here, in one go: SQLite would look for all of the rows once more.
+        params: dict[str, int] = {}
+        for dtype, elements in params_from_texts(listed):
+            params[dtype] = params.get(dtype, 0) + elements
+        ordered = tuple(sorted(params.items()))
+        return FileWeights(Format(format), int(tensors), int(total), largest, ordered), ()
 
-    def find_shapes(self, blobs: Sequence[BlobDigest]) -> tuple[ShapeCount, ...]:
+    def find_shapes(self, blobs: Sequence[str]) -> tuple[ShapeCount, ...]:
         """Return the shapes of some blobs' tensors."""
-        shapes: list[ShapeCount] = []
-        for part in _cut(blobs):
-            query = f"SELECT shapes FROM weights WHERE digest IN ({_marks(part)})"  # noqa: S608
-            for (text,) in self._query(query, part):
-                shapes += shapes_from_text(text)
-        return tuple(shapes)
+        rows = self._query(f"SELECT w.shapes {_WEIGHTS}", (json.dumps(blobs),))
+        return tuple(shape for (text,) in rows for shape in shapes_from_text(text))
 
     def find_public(self, blobs: Iterable[BlobDigest]) -> list[BlobDigest]:
         """Return those of some blobs that are here as whole files, proven, and anybody's."""
@@ -208,7 +214,7 @@ class IndexReader:
 
     # --- how ---
 
-    def _find_list(self, key: _ListKey) -> tuple[Snapshot, dict[BlobDigest, float]]:
+    def _find_list(self, key: _ListKey) -> tuple[Listing, dict[str, float]]:
         """
         Return a file list, and when each of its blobs that is proven was hashed last.
 
@@ -220,29 +226,19 @@ class IndexReader:
         kept = self._lists.get(key)
         if kept is not None:
             self._lists.move_to_end(key)
-            rows = self._query(_PROVEN, where)
-            by_text = {str(entry.digest): entry.digest for entry in kept.files} if rows else {}
-            return kept, {by_text[text]: wall_s for text, wall_s in rows if text in by_text}
-        files: list[FileEntry] = []
-        proven: dict[BlobDigest, float] = {}
-        for path, size, text, oid, is_proven, wall_s in self._query(_FILES, where):
-            blob = BlobDigest.parse(text)
-            files.append(FileEntry(path, size, blob, oid))
-            if is_proven:
-                proven[blob] = wall_s
-        snapshot = self._lists[key] = Snapshot(key[0], tuple(files))
-        self._entries_kept += len(files)
+            return kept, dict(self._query(_PROVEN, where))
+        rows = self._query(_FILES, where)
+        listing = self._lists[key] = Listing.of_rows(key[0], [row[:4] for row in rows])
+        self._entries_kept += len(rows)
         while self._entries_kept > ENTRIES_KEPT_MAX and len(self._lists) > 1:
             _, oldest = self._lists.popitem(last=False)
-            self._entries_kept -= len(oldest.files)
-        return snapshot, proven
+            self._entries_kept -= len(oldest.paths)
+        return listing, {row[2]: row[5] for row in rows if row[4]}
 
-    def _find_unread(self, blobs: Sequence[BlobDigest]) -> tuple[BlobDigest, ...]:
-        known = set()
-        for part in _cut(blobs):
-            query = f"SELECT digest FROM weights WHERE digest IN ({_marks(part)})"  # noqa: S608
-            known |= {digest for (digest,) in self._query(query, part)}
-        return tuple(blob for blob in blobs if str(blob) not in known)
+    def _find_unread(self, blobs: Sequence[str]) -> tuple[BlobDigest, ...]:
+        rows = self._query(f"SELECT w.digest {_WEIGHTS}", (json.dumps(blobs),))
+        known = {digest for (digest,) in rows}
+        return tuple(BlobDigest.parse(blob) for blob in blobs if blob not in known)
 
     def _query_one(self, query: str, values: tuple[object, ...]) -> tuple[Any, ...] | None:
         rows = self._query(query, values)
@@ -251,11 +247,11 @@ class IndexReader:
     def _query(self, query: str, values: tuple[object, ...]) -> list[tuple[Any, ...]]:
         """Ask; a file that was replaced, or a daemon that came or went, is opened anew."""
         for attempts_left in reversed(range(_OPEN_ATTEMPTS_MAX)):
-            if self._connection is None:
+            if self._cursor is None:
                 self._open()
-            assert self._connection is not None, "_open() opens or raises"
+            assert self._cursor is not None, "_open() opens or raises"
             try:
-                return self._connection.execute(query, values).fetchall()
+                return self._cursor.execute(query, values).fetchall()
             except sqlite3.DatabaseError as error:
                 self.close()
                 if not attempts_left:
@@ -305,7 +301,8 @@ class IndexReader:
                 f"The index {self.path} is of an earlier release; start its daemon once with this "
                 "one."
             )
-        self._connection, self._identity = connection, identity
+        self._connection, self._cursor = connection, connection.cursor()
+        self._identity = identity
         self._lists.clear()
         self._facts.clear()
         self._entries_kept = self._facts_entries = 0
@@ -328,13 +325,3 @@ class IndexReader:
 
 def _key(repo: RepoId) -> tuple[str, str, str]:
     return repo.hub, repo.kind, repo.name
-
-
-def _marks(values: tuple[str, ...]) -> str:
-    return ",".join("?" * len(values))
-
-
-def _cut(blobs: Sequence[BlobDigest]) -> list[tuple[str, ...]]:
-    """Return digests as values for questions, so many at a time as one takes."""
-    texts = [f"{blob.algorithm}:{blob.hex}" for blob in blobs]
-    return [tuple(texts[n : n + _VALUES_MAX]) for n in range(0, len(texts), _VALUES_MAX)]

@@ -56,7 +56,7 @@ def describe_look(
     missing = residency.bytes_missing
     answer: Json = {
         "model": str(reference.repo),
-        "commit": look.snapshot.id.commit,
+        "commit": look.chosen.id.commit,
         "confirmed": look.facts.is_confirmed,
         "state": residency.state.value,
         "pinned": look.facts.is_pinned,

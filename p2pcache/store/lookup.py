@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from p2pcache.core.digest import BlobDigest
+from p2pcache.core.listing import Listing
 from p2pcache.core.refs import ModelReference, SnapshotId
 from p2pcache.core.residency import (
     FileResidency,
@@ -26,9 +27,9 @@ from p2pcache.core.residency import (
     measure_residency,
     sum_whole,
 )
-from p2pcache.core.selection import get_selection
+from p2pcache.core.selection import get_selection, may_repeat
 from p2pcache.core.snapshot import FileEntry, Snapshot
-from p2pcache.core.weights import Weights, choose_weight_files, count_variants, sum_weights
+from p2pcache.core.weights import Weights, count_variants, find_weight_files, sum_weights
 from p2pcache.store.disk import DISK_BLOCK_SIZE_BYTES
 from p2pcache.store.indexreader import IndexReader, SnapshotFacts
 from p2pcache.store.presence import Presence, PresenceReader
@@ -56,13 +57,14 @@ class Question:
 @dataclass(frozen=True, slots=True)
 class Look:
     """
-    What a look found. `presences`: of each blob that is not whole and proven; `need_bytes`: what
-    the disk has yet to give; `weights`: None until every head was read; `unread`: blobs whose
-    heads nobody has read; `path`: the folder that a loader opens, once every link in it is there.
+    What a look found. `chosen`: the files that count; `presences`: of each blob that is not whole
+    and proven; `need_bytes`: what the disk has yet to give; `weights`: None until every head was
+    read; `unread`: blobs whose heads nobody has read; `path`: the folder that a loader opens, once
+    every link in it is there.
     """
 
     facts: SnapshotFacts
-    files: tuple[FileEntry, ...]
+    chosen: Listing
     residency: Residency
     presences: dict[BlobDigest, Presence] = field(default_factory=dict)
     need_bytes: int = 0
@@ -76,20 +78,24 @@ class Look:
         """Return the whole file list."""
         return self.facts.snapshot
 
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Return the files that count."""
+        return self.chosen.files
+
 
 @dataclass(slots=True)
 class _Choice:
     """
-    The files of a question, each blob once, their bytes, the folder that a loader opens, and what
-    is known of them for good.
+    The files of a question, the bytes of each blob, which of them are weights, the folder that a
+    loader opens, and what is known of them for good.
     """
 
-    snapshot: Snapshot
-    files: tuple[FileEntry, ...]
-    distinct: tuple[FileEntry, ...]
-    weight_files: tuple[FileEntry, ...]
+    listing: Listing
+    chosen: Listing
+    sizes: dict[str, int]
+    weight_blobs: tuple[str, ...]
     variants: int
-    bytes_total: int
     folder: str
     weights: Weights | None = None
     # Weight files whose heads nobody has read.
@@ -150,17 +156,17 @@ class ResidencyReader:
         facts = self._index.find_facts(SnapshotId(question.reference.repo, commit))
         if facts is None:
             return None
-        choice = self._choose(facts.snapshot, question)
+        choice = self._choose(facts.listing, question)
         self._weigh(choice, with_shapes=question.with_shapes)
         whole = choice.whole_look
         is_same = whole is not None and whole.facts is facts and whole.weights is choice.weights
         if is_same and 0 <= now_s - choice.whole_s < WHOLE_AGE_S_MAX:
             return whole
-        proven, is_whole = facts.proven, self._presence.is_whole
+        proven, is_whole = facts.proven, self._presence.is_whole_text
+        wanting = [t for t in choice.sizes if not (t in proven and is_whole(t))]
         presences = {
-            entry.digest: self._presence.look(entry.digest, entry.size_bytes)
-            for entry in choice.distinct
-            if not (entry.digest in proven and is_whole(entry.digest))
+            (blob := BlobDigest.parse(text)): self._presence.look(blob, choice.sizes[text])
+            for text in wanting
         }
         is_linked = not presences and _is_linked(choice)
         look = self._make_look(facts, choice, presences, is_damaged, is_linked=is_linked)
@@ -176,23 +182,22 @@ class ResidencyReader:
 
     # --- parts ---
 
-    def _choose(self, snapshot: Snapshot, question: Question) -> _Choice:
-        key = (snapshot.id, question.include, question.exclude)
+    def _choose(self, listing: Listing, question: Question) -> _Choice:
+        key = (listing.id, question.include, question.exclude)
         known = self._choices.get(key)
-        if known is not None and known.snapshot is snapshot:
+        if known is not None and known.listing is listing:
             self._choices.move_to_end(key)
             return known
-        files = get_selection(snapshot, question.include, question.exclude).chosen
-        distinct = tuple({entry.digest: entry for entry in files}.values())
-        weight_files = tuple(choose_weight_files(files))
+        chosen = _select(listing, question)
+        # Each blob once, under the last of its names.
+        weights = {chosen.blobs[n]: chosen.paths[n] for n in find_weight_files(chosen.paths)}
         choice = _Choice(
-            snapshot,
-            files,
-            distinct,
-            weight_files,
-            count_variants(weight_files),
-            sum(entry.size_bytes for entry in distinct),
-            f"{self._folders.path_of(snapshot.id.repo)}/snapshots/{snapshot.id.commit}",
+            listing,
+            chosen,
+            chosen.size_blobs(),
+            tuple(weights),
+            count_variants(weights.values()),
+            f"{self._folders.path_of(listing.id.repo)}/snapshots/{listing.id.commit}",
         )
         self._choices[key] = choice
         self._choices.move_to_end(key)
@@ -203,14 +208,14 @@ class ResidencyReader:
     def _weigh(self, choice: _Choice, *, with_shapes: bool) -> None:
         """Add up the heads, once all are known; they never change."""
         is_known = choice.weights is not None and (choice.has_shapes or not with_shapes)
-        if is_known or not choice.weight_files:
+        blobs = choice.weight_blobs
+        if is_known or not blobs:
             return
-        blobs = [entry.digest for entry in choice.weight_files]
         summed, choice.unread = self._index.sum_weights(blobs)
         # A head that is not what its name says makes the whole unknown, not smaller.
         if summed is not None:
             shapes = self._index.find_shapes(blobs) if with_shapes else ()
-            file_bytes = sum(entry.size_bytes for entry in choice.weight_files)
+            file_bytes = sum(choice.sizes[blob] for blob in blobs)
             choice.weights = sum_weights([summed], file_bytes, len(blobs), shapes)
             choice.has_shapes = with_shapes
 
@@ -223,26 +228,21 @@ class ResidencyReader:
         *,
         is_linked: bool,
     ) -> Look:
-        proven = facts.proven
+        sizes, block = choice.sizes, DISK_BLOCK_SIZE_BYTES
         if presences:
-            residency = measure_residency(
-                _measure(entry, presences.get(entry.digest), proven, is_damaged)
-                for entry in choice.distinct
-            )
+            residency = measure_residency(_measure(sizes, presences, facts.proven, is_damaged))
         else:
-            times_s = (proven[entry.digest] for entry in choice.distinct)
-            residency = sum_whole(choice.bytes_total, times_s)
-        sizes = {e.digest: e.size_bytes for e in choice.distinct} if presences else {}
-        block = DISK_BLOCK_SIZE_BYTES
+            times_s = (facts.proven[blob] for blob in sizes)
+            residency = sum_whole(sum(sizes.values()), times_s)
         need = sum(
-            max(0, -(-sizes[blob] // block) * block - presence.taken_bytes)
+            max(0, -(-sizes[str(blob)] // block) * block - presence.taken_bytes)
             for blob, presence in presences.items()
             if not presence.is_whole
         )
         is_there = is_linked and residency.state is State.RESIDENT
         return Look(
             facts,
-            choice.files,
+            choice.chosen,
             residency,
             presences,
             need,
@@ -253,23 +253,35 @@ class ResidencyReader:
         )
 
 
+def _select(listing: Listing, question: Question) -> Listing:
+    """Return the files that count: the same list where that is all of them, as it mostly is."""
+    is_plain = not question.include and not question.exclude
+    if is_plain and not may_repeat(listing.paths):
+        return listing
+    whole = Snapshot(listing.id, listing.make_files())
+    return Listing.of(listing.id, get_selection(whole, question.include, question.exclude).chosen)
+
+
 def _is_linked(choice: _Choice) -> bool:
     """Return whether every file has its link, and the link leads somewhere."""
     start = f"{choice.folder}/"
-    for entry in choice.files:  # noqa: SIM110 - all() takes a third longer, hundreds of times
-        if not os.access(start + entry.path, os.F_OK):
+    for path in choice.chosen.paths:  # noqa: SIM110 - all() takes a third longer, hundreds of times
+        if not os.access(start + path, os.F_OK):
             return False
     return True
 
 
 def _measure(
-    entry: FileEntry,
-    presence: Presence | None,
-    proven: dict[BlobDigest, float],
+    sizes: dict[str, int],
+    presences: dict[BlobDigest, Presence],
+    proven: dict[str, float],
     is_damaged: Callable[[BlobDigest], bool],
-) -> FileResidency:
-    if presence is None:
-        return FileResidency(entry.size_bytes, entry.size_bytes, True, proven[entry.digest])
-    return FileResidency(
-        entry.size_bytes, presence.held_bytes, False, is_damaged=is_damaged(entry.digest)
-    )
+) -> Iterator[FileResidency]:
+    """Iterate over the blobs of a question: those that want something, and the others."""
+    for blob, presence in presences.items():
+        size = sizes[str(blob)]
+        yield FileResidency(size, presence.held_bytes, False, is_damaged=is_damaged(blob))
+    wanting = {str(blob) for blob in presences}
+    for text, size in sizes.items():
+        if text not in wanting:
+            yield FileResidency(size, size, True, proven[text])

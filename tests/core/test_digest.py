@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pcache.core.digest import BlobDigest, ChunkDigest
+from p2pcache.core.digest import BlobDigest, ChunkDigest, check_blob_digests
 from p2pcache.errors import InvalidDigestError
 
 SHA256 = "a1" * 32
@@ -59,6 +59,14 @@ def test_digest_hostile_blob_text_is_refused(text: str) -> None:
     with pytest.raises(InvalidDigestError) as caught:
         BlobDigest.parse(text)
     assert len(str(caught.value)) < 600
+    with pytest.raises(InvalidDigestError):
+        check_blob_digests([f"sha256:{SHA256}", text, f"gitsha1:{SHA1}"])
+
+
+def test_digest_texts_that_are_well_formed_are_let_through() -> None:
+    """Both kinds, and none at all."""
+    check_blob_digests([f"sha256:{SHA256}", f"gitsha1:{SHA1}"])
+    check_blob_digests(())
 
 
 @pytest.mark.parametrize("text", ["", "0" * 63, "0" * 65, "G" * 64, "A" * 64, "0" * 63 + "\n"])

@@ -267,7 +267,7 @@ def test_weight_files_are_of_one_format(paths: list[str], chosen: list[str], var
     """Safetensors before GGUF; each quantisation of a repository of GGUF files is a model."""
     found = choose_weight_files(make_entries(*paths))
     assert [entry.path for entry in found] == chosen
-    assert count_variants(found) == variants
+    assert count_variants(entry.path for entry in found) == variants
     assert all(is_weight_file(path) for path in chosen)
 
 

@@ -21,7 +21,6 @@ from p2pcache.core.snapshot import FileEntry, Snapshot
 from p2pcache.core.tensors import Format
 from p2pcache.core.weights import FileWeights, ShapeCount
 from p2pcache.errors import IndexCorruptError, InputError, NotFoundError, StoreError
-from p2pcache.store import indexreader
 from p2pcache.store.bloblist import BlobRow
 from p2pcache.store.blobs import FileBlobStore, stamp_of
 from p2pcache.store.catalogue import RefRow
@@ -143,12 +142,8 @@ def test_reader_from_the_start_and_a_new_one_say_the_same(root: Path, index: Ind
     early.close()
 
 
-@pytest.mark.parametrize("values_max", [1, 500])
-def test_heads_add_up_whatever_is_asked_for_at_a_time(
-    root: Path, index: Index, monkeypatch: pytest.MonkeyPatch, values_max: int
-) -> None:
-    """In one question or in several; types that one file lacks count as well."""
-    monkeypatch.setattr(indexreader, "_VALUES_MAX", values_max)
+def test_heads_add_up_with_the_types_that_one_file_lacks(root: Path, index: Index) -> None:
+    """Counts are of all files; as long as one head is not read there is no sum."""
     index.weights.put(SAMPLES[0].blob, WEIGHTS)
     other = replace(WEIGHTS, largest_tensor_bytes=5, params=(("BF16", 3), ("F8_E4M3", 7)))
     reader = ResidencyReader(root)

@@ -13,9 +13,10 @@ from dataclasses import replace
 
 import pytest
 
+from p2pcache.core.listing import Listing
 from p2pcache.core.refs import ModelReference, RepoId, SnapshotId
 from p2pcache.core.residency import Residency, State
-from p2pcache.core.snapshot import FileEntry, Snapshot
+from p2pcache.core.snapshot import FileEntry
 from p2pcache.core.tensors import Format
 from p2pcache.core.weights import FLOOR_FIXED_BYTES, ShapeCount, Weights
 from p2pcache.store.indexreader import SnapshotFacts
@@ -27,9 +28,10 @@ REPO = RepoId.of("ms", "models", "org/model")
 REFERENCE = ModelReference(REPO, "master")
 SAMPLE = make_sample(1000)
 ENTRY = FileEntry("a.safetensors", 1000, SAMPLE.blob, COMMIT)
-FACTS = SnapshotFacts(Snapshot.of(SnapshotId(REPO, COMMIT), [ENTRY]), True, None, False)
-PARTIAL = Look(FACTS, (ENTRY,), Residency(State.PARTIAL, 1000, 400), need_bytes=600)
-RESIDENT = Look(FACTS, (ENTRY,), Residency(State.RESIDENT, 1000, 1000, 9.5), path="/here")
+FILES = Listing.of(SnapshotId(REPO, COMMIT), [ENTRY])
+FACTS = SnapshotFacts(FILES, True, None, False)
+PARTIAL = Look(FACTS, FILES, Residency(State.PARTIAL, 1000, 400), need_bytes=600)
+RESIDENT = Look(FACTS, FILES, Residency(State.RESIDENT, 1000, 1000, 9.5), path="/here")
 WEIGHTS = Weights(
     Format.SAFETENSORS, 1, 1000, 2, 900, 800, {"BF16": 450}, (ShapeCount((4, 100), 800, 1),)
 )

@@ -8,6 +8,7 @@ Source: store/lookup.py.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from p2pcache.store.blobs import FileBlobStore, stamp_of
 from p2pcache.store.catalogue import RefRow
 from p2pcache.store.hubtree import HubTree
 from p2pcache.store.index import Index
+from p2pcache.store.lookjson import describe_look
 from p2pcache.store.lookup import WHOLE_AGE_S_MAX, Look, Question, ResidencyReader
 from tests.samples import COMMIT, OTHER_COMMIT, PEER_ID, Sample, make_sample
 
@@ -262,6 +264,30 @@ def test_look_answers_are_the_same_when_selections_are_not_kept(
     forgetful.close()
     assert found == expected * 2
     assert len({look.files for look in expected}) == 3
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_first_answer_about_a_model_leaves_no_object_for_a_file(
+    root: Path, index: Index, reader: ResidencyReader, is_whole: bool
+) -> None:
+    """Python's collector walks over what is kept, and did so in one answer of a hundred."""
+    samples = {f"{n}.safetensors": make_sample(10, seed=n) for n in range(20)}
+    add(index, make_snapshot(samples, commit=OTHER_COMMIT))
+    for sample in samples.values():
+        index.weights.put(sample.blob, FileWeights(Format.SAFETENSORS, 1, 8, 8, (("F32", 2),)))
+    if is_whole:
+        put_whole(root, index, *samples.values())
+
+    def count() -> int:
+        gc.collect()
+        return sum(isinstance(kept, FileEntry | BlobDigest) for kept in gc.get_objects())
+
+    before, reference = count(), ModelReference(REPO, OTHER_COMMIT)
+    found = reader.look(Question(reference), now_s=0.0)
+    assert found is not None
+    assert describe_look(reference, found, 0)["bytes_local"] == (200 if is_whole else 0)
+    del found
+    assert count() == before
 
 
 def test_look_tells_quantisations_apart(root: Path, index: Index, reader: ResidencyReader) -> None:

@@ -8,7 +8,7 @@ Source: store/weightlist.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,15 +50,20 @@ def test_weights_that_nobody_put_are_unknown_in_the_order_asked(index: Index) ->
     assert index.weights.find_unknown([BLOBS[3], GITS, *BLOBS[:3]]) == [BLOBS[3], GITS, BLOBS[0]]
 
 
+def texts(blobs: Sequence[BlobDigest]) -> list[str]:
+    """Return digests as the reader takes them."""
+    return [str(blob) for blob in blobs]
+
+
 def test_weights_are_read_back_by_the_reader_beside_the_index(index: Index) -> None:
     """Counts are exact, types and shapes are those that were put."""
     small = replace(WEIGHTS, tensor_bytes=9, params=(("F32", 1),))
     index.weights.put(BLOBS[0], small)
     reader = IndexReader(index.path)
-    summed, unread = reader.sum_weights(BLOBS[:1])
+    summed, unread = reader.sum_weights(texts(BLOBS[:1]))
     assert (summed, unread) == (replace(small, shapes=()), ())
-    assert reader.find_shapes(BLOBS[:1]) == WEIGHTS.shapes
-    assert reader.sum_weights(BLOBS[:2]) == (None, (BLOBS[1],))
+    assert reader.find_shapes(texts(BLOBS[:1])) == WEIGHTS.shapes
+    assert reader.sum_weights(texts(BLOBS[:2])) == (None, (BLOBS[1],))
     reader.close()
 
 
@@ -70,10 +75,10 @@ def test_weights_row_never_changes(index: Index, tmp_path: Path) -> None:
     index.weights.put(BLOBS[0], None)
     index.weights.put(BLOBS[1], WEIGHTS)
     reader = IndexReader(index.path)
-    summed, _ = reader.sum_weights(BLOBS[:1])
+    summed, _ = reader.sum_weights(texts(BLOBS[:1]))
     assert summed is not None
     assert summed.tensors == 3
-    assert reader.sum_weights(BLOBS[1:2]) == (None, ())
+    assert reader.sum_weights(texts(BLOBS[1:2])) == (None, ())
     reader.close()
 
 
