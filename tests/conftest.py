@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import shutil
+import signal
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -29,6 +30,12 @@ TURNS = "p2pcache_turns"
 TURNS_FOLDER = pytest.StashKey[Path]()
 # These start daemons and take longest: begun last, they would leave the other processes idle.
 LONG_FOLDERS = ("tests/clients/", "tests/faults/", "tests/integration/")
+
+
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts and
+# interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)

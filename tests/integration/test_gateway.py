@@ -30,6 +30,8 @@ GATED = "org/gated"
 PRIVATE = "org/private"
 TOKEN = "hf_allowed"
 WEIGHTS = random.Random(5).randbytes(9_000_001)
+# Above what the repository's other files are together.
+OTHERS_BYTES_MAX = 100_000
 FILES = {
     "config.json": b'{"model_type": "bert"}\n',
     "model.safetensors": WEIGHTS,
@@ -313,9 +315,12 @@ def test_client_is_held_by_interim_answers_while_peers_are_not_trusted(
     with HubProcess(repositories, rate_bytes_per_s=1_800_000) as hub:
         first = make_daemon("a", upstream=hub.url).start()
         second = make_daemon("b", upstream=hub.url, peers=[first.peer]).start()
-        first.client.pull(REPO)
+        job_id = first.client.pull(REPO)["id"]
+        # Else the second one may bring the first chunk itself, and a body begins with what it knows.
         wait_until(
-            lambda: first.client.models()["models"], "the first daemon has begun", timeout_s=20
+            lambda: first.client.download(job_id)["bytes_from_upstream"] > OTHERS_BYTES_MAX,
+            "the first daemon has begun with the weights",
+            timeout_s=20,
         )
         raw = socket.create_connection(tuple(second.local[7:].split(":")), timeout=60)  # type: ignore[arg-type]
         raw.sendall(
