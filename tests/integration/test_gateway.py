@@ -316,7 +316,7 @@ def test_client_is_held_by_interim_answers_while_peers_are_not_trusted(
         first = make_daemon("a", upstream=hub.url).start()
         second = make_daemon("b", upstream=hub.url, peers=[first.peer]).start()
         job_id = first.client.pull(REPO)["id"]
-        # Else the second one may bring the first chunk itself, and a body begins with what it knows.
+        # Else the second one may bring the first chunk itself, and sends that at once.
         wait_until(
             lambda: first.client.download(job_id)["bytes_from_upstream"] > OTHERS_BYTES_MAX,
             "the first daemon has begun with the weights",
