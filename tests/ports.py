@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import socket
 
 # Below Linux's ports for outgoing connections (32768 and up), above most services'.
@@ -22,8 +23,9 @@ PROCESSES_MAX = 9
 # Of pytest-xdist: gw0, gw1, …; without it, the last range.
 _process = int(os.environ.get("PYTEST_XDIST_WORKER", f"gw{PROCESSES_MAX - 1}").removeprefix("gw"))
 _first = FIRST + PORTS_PER_PROCESS * (_process % PROCESSES_MAX)
-# From another one each run: a run beside this one, of another checkout, seldom draws the same.
-_drawn = itertools.count(os.getpid())
+# From another one each run: two beside each other, which may have numbers next to each other,
+# seldom come to the same ones.
+_drawn = itertools.count(random.SystemRandom().randrange(PORTS_PER_PROCESS))
 
 
 def pick_port() -> int:

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from tests.faults import report
@@ -23,6 +26,10 @@ from tests.faults.runner import Selection, open_runner
 from tests.faults.tally import Tally, read_case
 
 RESULT_PATH = Path(".cache") / "faults.json"
+# How often it is looked whether a lane has ended.
+LANE_LOOK_S = 0.2
+# By SIGTERM, as shells count.
+ENDED_CODE = 128 + signal.SIGTERM
 PROOF_PATH = Path(".cache") / "faults-proof.json"
 
 
@@ -89,24 +96,29 @@ def run(arguments: argparse.Namespace) -> int:
 
 def run_lanes(arguments: argparse.Namespace) -> dict[str, Tally]:
     """Run the shares of a selection side by side, and put their counts together."""
-    children = []
-    for lane in range(arguments.lanes):
-        out = arguments.out.with_suffix(f".{lane}.json")
-        command = [sys.executable, "-m", "tests.faults", "run", "--out", str(out)]
-        command += ["--seed", str(arguments.seed), "--part", f"{lane}/{arguments.lanes}"]
-        command += [f"--class={name}" for name in arguments.classes]
-        command += [f"--operation={name}" for name in arguments.operations]
-        for option in ("count", "skip", "seconds", "mutation", "aim"):
-            value = getattr(arguments, option)
-            command += [] if value in (None, "") else [f"--{option}={value}"]
-        children.append((subprocess.Popen(command), out))
     tallies: dict[str, Tally] = {}
-    for child, out in children:
-        code = child.wait()
-        assert code in (0, 1), f"a lane ended with {code}"
-        for name, fields in json.loads(out.read_text())["classes"].items():
-            tallies.setdefault(name, Tally()).merge(Tally.from_json(fields))
-        out.unlink()
+    with tempfile.TemporaryDirectory(prefix="p2pcache-lanes-") as folder, ExitStack() as stack:
+        waiting: dict[subprocess.Popen[bytes], Path] = {}
+        for lane in range(arguments.lanes):
+            out = Path(folder) / f"{lane}.json"
+            command = [sys.executable, "-m", "tests.faults", "run", "--out", str(out)]
+            command += ["--seed", str(arguments.seed), "--part", f"{lane}/{arguments.lanes}"]
+            command += [f"--class={name}" for name in arguments.classes]
+            command += [f"--operation={name}" for name in arguments.operations]
+            for option in ("count", "skip", "seconds", "mutation", "aim"):
+                value = getattr(arguments, option)
+                command += [] if value in (None, "") else [f"--{option}={value}"]
+            child = stack.enter_context(subprocess.Popen(command))
+            stack.callback(child.terminate)
+            waiting[child] = out
+        while waiting:
+            time.sleep(LANE_LOOK_S)
+            for child in [child for child in waiting if child.poll() is not None]:
+                out = waiting.pop(child)
+                if not out.exists():
+                    raise SystemExit(f"lane {out.stem} broke off ({child.returncode}); see above")
+                for name, fields in json.loads(out.read_text())["classes"].items():
+                    tallies.setdefault(name, Tally()).merge(Tally.from_json(fields))
     return tallies
 
 
@@ -159,6 +171,8 @@ def replay(arguments: argparse.Namespace) -> int:
 def main() -> int:
     """Do what the command line says."""
     arguments = parse_arguments()
+    # What is mounted and started goes away with a lane that is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ENDED_CODE))
     return {"run": run, "prove": prove, "replay": replay}[arguments.command](arguments)
 
 

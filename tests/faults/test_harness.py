@@ -38,6 +38,17 @@ def run_harness(out: Path, *arguments: str) -> dict[str, Any]:
     return result
 
 
+def test_lane_that_breaks_off_ends_the_run(tmp_path: Path) -> None:
+    """What half of the lanes saw is not told as the whole."""
+    command = [sys.executable, "-m", "tests.faults", "run", "--class=kills", "--lanes=2"]
+    # A class that a machine has, of an operation that nobody knows.
+    command += ["--operation=none-of-these", f"--out={tmp_path / 'out.json'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout
+    assert "broke off" in done.stderr
+    assert not (tmp_path / "out.json").exists()
+
+
 @pytest.fixture(scope="module")
 def short_run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Run a few cases of every class, once."""
