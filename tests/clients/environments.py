@@ -63,9 +63,10 @@ def open_environment(name: str) -> Path:
 
 
 def make_key(requirements: tuple[str, ...]) -> str:
-    """Return what tells one set of requirements and interpreter from any other."""
+    """Return what tells one set of requirements, interpreter and place from any other."""
     version = ".".join(str(part) for part in sys.version_info[:3])
-    text = "\n".join([version, sys.platform, *sorted(requirements)])
+    # Programs name the interpreter by its path: a checkout that was moved needs its own.
+    text = "\n".join([version, sys.platform, str(CACHE), *sorted(requirements)])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

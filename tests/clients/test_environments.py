@@ -48,6 +48,15 @@ def test_environment_without_a_registry_is_skipped_by_its_name(
     assert not list(cache.glob(f"{NAME}-*"))
 
 
+def test_environment_of_a_checkout_that_was_moved_is_another_one(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its programs would look for the interpreter where the checkout was."""
+    here = make_key(("a-package-of-nobody==1.0",))
+    monkeypatch.setattr(environments, "CACHE", cache / "elsewhere")
+    assert make_key(("a-package-of-nobody==1.0",)) != here
+
+
 def test_environment_that_fails_otherwise_is_an_error(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
