@@ -16,8 +16,9 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -149,9 +150,9 @@ def exec_(
         signal.signal(signal.SIGTERM, _end_first_phase)
     client = Client(local, store)
     folder = Path(str(client.status().get("store") or ""))
-    job, lease = _bring_and_lease(client, wanted, Path(command[0]).name)
-    if lease is not None:
-        _keep(lease, local, store)
+    job, lease = _bring_and_lease(
+        client, wanted, Path(command[0]).name, partial(_keep, local=local, store=store)
+    )
     path = _get_path(job, wanted.reference)
     warmth = None
     if is_warm:
@@ -204,37 +205,39 @@ def _check(command: Sequence[str], names: Sequence[str], replace: str) -> None:
         )
 
 
-def _bring_and_lease(client: Client, wanted: Wanted, holder: str) -> tuple[Json, Lease | None]:
-    """Bring the files here, and take a lease under which they are all here."""
-    try:
-        job = _bring(client, wanted)
-        pinned = str(ModelReference(wanted.reference.repo, str(job["commit"])))
-        lease = client.lease(pinned, holder=f"{holder} (process {os.getpid()})"[:200])
-    except ForbiddenError as error:
-        residency = client.residency(str(wanted.reference))
-        if residency.get("state") != "resident":
-            raise
-        click.echo(
-            f"warning: no lease, so the model may be evicted while it is read: {error}", err=True
-        )
-        return dict(residency), None
-    try:
-        # Between the pull and the lease it may have been evicted; under the lease it cannot be.
-        return (job if lease.state == "resident" else _bring(client, wanted)), lease
-    except BaseException:
-        lease.end()
-        raise
+def _bring_and_lease(
+    client: Client, wanted: Wanted, holder: str, keep: Callable[[Lease], None]
+) -> tuple[Json, Lease | None]:
+    """Bring the files here, under a lease that is kept from now on; or ended, whatever happens."""
+    with contextlib.ExitStack() as ending:
+        try:
+            job = _bring(client, wanted)
+            pinned = str(ModelReference(wanted.reference.repo, str(job["commit"])))
+            with _end_later():
+                lease = client.lease(pinned, holder=f"{holder} (process {os.getpid()})"[:200])
+                ending.callback(lease.end)
+        except ForbiddenError as error:
+            residency = client.residency(str(wanted.reference))
+            if residency.get("state") != "resident":
+                raise
+            click.echo(
+                "warning: no lease, so the model may be evicted while it is read: " + str(error),
+                err=True,
+            )
+            return dict(residency), None
+        if lease.state != "resident":
+            # Between the pull and the lease it may have been evicted; under the lease it cannot be.
+            job = _bring(client, wanted)
+        keep(lease)
+        ending.pop_all()
+    return job, lease
 
 
 def _keep(lease: Lease, local: str | None, store: Path | None) -> None:
-    """Have the lease kept from now on by another process; or end it, whatever happens."""
+    """Have a lease kept by another process."""
     from p2pcache.client.keeper import start_keeper
 
-    try:
-        start_keeper(lease, local, store)
-    except BaseException:  # Ctrl-C and SIGTERM, too
-        lease.end()
-        raise
+    start_keeper(lease, local, store)
 
 
 def _bring(client: Client, wanted: Wanted) -> dict[str, Any]:
@@ -242,7 +245,7 @@ def _bring(client: Client, wanted: Wanted) -> dict[str, Any]:
     reference = wanted.reference
     download_id = ""
     try:
-        with _interrupt_later():
+        with _end_later():
             started = client.pull(
                 str(reference.repo),
                 reference.revision,
@@ -273,27 +276,30 @@ def _bring(client: Client, wanted: Wanted) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _interrupt_later() -> Iterator[None]:
-    """Let Ctrl-C wait until a download that begins has a name to cancel it by; a second one not."""
-    seen = False
+def _end_later() -> Iterator[None]:
+    """
+    Let Ctrl-C and SIGTERM wait until what begins has a name to be ended by; a second one not.
+
+    A signal that was ignored before us, as in the background of a script, stays so.
+    """
+    seen: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        nonlocal seen
         if seen:
-            raise KeyboardInterrupt
-        seen = True
+            handlers[number](number, frame)
+        seen.append(number)
 
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:
-        yield  # ignored since before us, as in the background of a script
-        return
-    signal.signal(signal.SIGINT, note)
+    before = {int(number): signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in handlers:
+        signal.signal(number, note)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if seen:
-        raise KeyboardInterrupt
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    for number in seen:
+        handlers[number](number, None)
 
 
 def _end_first_phase(number: int, frame: FrameType | None) -> None:

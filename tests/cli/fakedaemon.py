@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -42,6 +42,8 @@ class FakeDaemon:
     answers: dict[tuple[str, str], list[tuple[int, object]]] = field(default_factory=dict)
     requests: list[SeenRequest] = field(default_factory=list)
     heard: threading.Event = field(default_factory=threading.Event)
+    # Called with each request when it is known, and before it is answered.
+    on_request: Callable[[SeenRequest], None] = lambda seen: None
     port: int = 0
     _server: ThreadingHTTPServer | None = None
     _thread: threading.Thread | None = None
@@ -68,7 +70,9 @@ class FakeDaemon:
                 length = int(self.headers.get("Content-Length", 0))
                 body = json.loads(self.rfile.read(length)) if length else None
                 headers = dict(self.headers.items())
-                fake.requests.append(SeenRequest(self.command, self.path, headers, body))
+                seen = SeenRequest(self.command, self.path, headers, body)
+                fake.requests.append(seen)
+                fake.on_request(seen)
                 said = fake.answers.get((self.command, self.path))
                 unknown = {"error": "NotFound", "message": f"No route {self.path}; see the docs."}
                 status, answer = (404, unknown) if said is None else said[0]
