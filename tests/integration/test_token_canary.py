@@ -225,7 +225,7 @@ def test_token_is_nowhere_but_on_its_way_to_the_hub(tmp_path: Path, hub: HubProc
     with first:
         tap = Tap(first.peer)
         with make_daemon(tmp_path, "second", hub, tap.address) as second:
-            wait_until(lambda: second.client.peers(), "the peers meet")
+            wait_until(lambda: second.client.peers()["peers"], "the peers meet")
             said = provoke(first)
             environment = {"P2PCACHE_TOKEN": READER}
             pulls = [
