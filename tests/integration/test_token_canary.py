@@ -103,7 +103,9 @@ def hub(tmp_path: Path) -> Iterator[HubProcess]:
         yield running
 
 
-def make_daemon(folder: Path, name: str, hub: HubProcess, *peers: str) -> DaemonProcess:
+def make_daemon(
+    folder: Path, name: str, hub: HubProcess, *peers: str, listen: str = ""
+) -> DaemonProcess:
     """Return a loud daemon whose own environment has a token."""
     loud = folder / "loud"
     loud.mkdir(exist_ok=True)
@@ -116,7 +118,12 @@ def make_daemon(folder: Path, name: str, hub: HubProcess, *peers: str) -> Daemon
         "P2PCACHE_TOKEN": DAEMON,
     }
     return DaemonProcess(
-        folder / name, upstream=hub.url, peers=peers, environment=environment, trust_peers=True
+        folder / name,
+        upstream=hub.url,
+        peers=peers,
+        environment=environment,
+        trust_peers=True,
+        listen=listen,
     )
 
 
@@ -224,7 +231,9 @@ def test_token_is_nowhere_but_on_its_way_to_the_hub(tmp_path: Path, hub: HubProc
     first = make_daemon(tmp_path, "first", hub)
     with first:
         tap = Tap(first.peer)
-        with make_daemon(tmp_path, "second", hub, tap.address) as second:
+        # Where the first one does not find it: they would meet there, past the tap.
+        hidden = f"127.0.0.2:{pick_port()}"
+        with make_daemon(tmp_path, "second", hub, tap.address, listen=hidden) as second:
             wait_until(lambda: second.client.peers()["peers"], "the peers meet")
             said = provoke(first)
             environment = {"P2PCACHE_TOKEN": READER}
