@@ -2,9 +2,10 @@
 Owns following one machine's download from its beginning to its end.
 
 Knows nothing of scenarios.
-Invariants: asks only its own daemon, on its machine's loopback; an end is seen within
-POLL_NEAR_END_S; what went wrong is kept as text, for a peer may be meant to fail.
-Source: docs/reference/http-api.md (downloads).
+Invariants: asks only its own daemon, on its machine's loopback; near the end it asks once a
+second and is answered when the model is there, a tenth of a second later at most; what went wrong
+is kept as text, for a peer may be meant to fail.
+Source: docs/reference/http-api.md (downloads, residency).
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ from p2pcache.errors import P2PCacheError
 from tests.daemons import DaemonProcess
 
 POLL_S = 0.2
-POLL_NEAR_END_S = 0.03
-NEAR_END_SHARE = 0.95
+POLL_WORKERS_S = 0.1
+NEAR_END_SHARE = 0.9
+# One question near the end; a download that fails meanwhile is noticed after it.
+WAIT_S = 1.0
+# The model is there a moment before its download says that it is done.
+POLL_ENDING_S = 0.005
 WORKER_TIMEOUT_S = 900.0
 
 LOAD = """
@@ -71,7 +76,10 @@ class Follower:
                 if job["state"] in ("failed", "cancelled"):
                     self.outcome.error = str(job.get("error"))[:200]
                     return
-                self._pause()
+                if self.bytes_done < NEAR_END_SHARE * self.model.size_bytes:
+                    self.stop.wait(POLL_S)
+                elif client.residency(MODEL, wait_s=WAIT_S)["state"] == "resident":
+                    self.stop.wait(POLL_ENDING_S)
         except (P2PCacheError, OSError) as error:
             if not self.stop.is_set():
                 self.outcome.error = str(error)[:200]
@@ -83,7 +91,7 @@ class Follower:
         try:
             while any(worker.poll() is None for worker in workers) and not self.stop.is_set():
                 self._note_counts()
-                self._pause()
+                self.stop.wait(POLL_WORKERS_S)
             for worker in workers:
                 shown, errors = worker.communicate(timeout=WORKER_TIMEOUT_S)
                 printed.append(shown.strip())
@@ -151,7 +159,3 @@ class Follower:
         self.outcome.bytes_from_upstream = from_upstream
         at_s = round(time.monotonic() - self.started_s, 3)
         self.outcome.samples.append(Sample(at_s, self.bytes_done, from_upstream))
-
-    def _pause(self) -> None:
-        near_end = self.bytes_done >= NEAR_END_SHARE * self.model.size_bytes
-        self.stop.wait(POLL_NEAR_END_S if near_end else POLL_S)

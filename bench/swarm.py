@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench.memory import find_memory_folder
+from bench.memory import open_memory_folder
 from bench.model import BenchModel, make_model
 from bench.outcome import HEADER, Outcome, find_misses, show_cpu, show_peers, show_row
 from bench.scenarios import SCENARIOS, Scenario
@@ -94,8 +94,13 @@ def open_stores(scenario: Scenario, model: BenchModel, chosen: Path | None) -> I
     In memory, unless somebody chose: every machine of a real swarm has a disk of its own, and
     one disk for all of them would be what is measured.
     """
-    place = chosen or find_memory_folder(scenario.copies * model.size_bytes)
-    with tempfile.TemporaryDirectory(prefix="p2pcache-swarm-", dir=place) as folder:
+    with contextlib.ExitStack() as cleanup:
+        place = chosen
+        if place is None:
+            size_bytes = scenario.copies * model.size_bytes
+            place = cleanup.enter_context(open_memory_folder(size_bytes))
+        made = tempfile.TemporaryDirectory(prefix="p2pcache-swarm-", dir=place)
+        folder = cleanup.enter_context(made)
         print(f"  stores in {'memory' if place and not chosen else folder}", flush=True)
         yield Path(folder) / scenario.name
 

@@ -49,7 +49,8 @@ METRIC_NOTES: dict[str, str] = {
     "p2pcache_damaged_chunks_total": "Whoever found them: a check, or a reader whose file had "
     "changed. Anything above 0 is a disk to look at; `p2pcache check` says which files.",
     "p2pcache_peers": "`state` is `up` or `banned`; peers that do not answer are in neither.",
-    "p2pcache_exchanges_total": "At most 20 a second, however many peers there are.",
+    "p2pcache_exchanges_total": "About 30 a second at most, however many peers there are, and one "
+    "for each when a pull begins.",
     "p2pcache_extra_bytes_total": "Chunks that were asked for twice, and what came of runs that "
     "were given up; at most 2 % of what is fetched, but for peers that break off.",
     "p2pcache_upstream_pauses_total": "Answers of 429, and of 503 with `Retry-After`; several to "

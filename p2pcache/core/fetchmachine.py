@@ -336,6 +336,7 @@ class FetchMachine:
             relays=look.relays,
             may_steal=self.fence.may_steal(),
             ownership=self._ownership,
+            needs=self._pace.needs,
             is_fenced=is_fenced,
             is_crowded=bool(look.crowd),
             further_runs_inflight=self._count_further_runs(now_s),

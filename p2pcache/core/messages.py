@@ -204,6 +204,21 @@ class SwarmEntry:
     received_bytes: int = 0
     crew: tuple[CrewWord, ...] = ()
 
+    def says_as_much(self, earlier: SwarmEntry) -> bool:
+        """Return whether nothing has changed but the bytes received and the word on owners."""
+        return (
+            self.have == earlier.have
+            and self.inflight == earlier.inflight
+            and self.is_fetching == earlier.is_fetching
+            and self.can_fetch_upstream == earlier.can_fetch_upstream
+            and self.layout == earlier.layout
+        )
+
+    def is_uncut(self) -> bool:
+        """Return whether the speaker is about to fetch, and does not know yet where to cut."""
+        has_none = not self.have and not self.inflight
+        return self.is_fetching and has_none and self.layout.name == FIXED_LAYOUT
+
     def to_json(self) -> Json:
         """Return one entry of an exchange."""
         crew = {"crew": [word.to_json() for word in self.crew]} if self.crew else {}

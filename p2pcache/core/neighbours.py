@@ -16,7 +16,7 @@ from p2pcache.core.digest import BlobDigest
 from p2pcache.core.ownership import OWNERS_MAX
 from p2pcache.core.rendezvous import find_highest
 
-# With so many others, a daemon that spends 20 exchanges a second still speaks to each of them
+# With so many others, a daemon that spends 30 exchanges a second still speaks to each of them
 # about twice a second.
 NEIGHBOURS_ALL_MAX = 12
 # Chosen of more than that. As many on average choose us: what one has got reaches five hundred

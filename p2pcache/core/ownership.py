@@ -8,10 +8,10 @@ Source: rendezvous.py; design.md §6.2.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 
 from p2pcache.core.digest import BlobDigest
-from p2pcache.core.rendezvous import find_highest, find_owner
+from p2pcache.core.rendezvous import find_highest, rank_owners
 
 # So many connections fill any hub's line; with more, each chunk would take longer and more would
 # be lost with a member. Swarms of hundreds agree on the owners by knowing these few.
@@ -27,7 +27,7 @@ class Ownership:
         self._blob = blob
         self._members: frozenset[str] = frozenset()
         self._crew: list[str] = []
-        self._owners: dict[int, str | None] = {}
+        self._ranks: dict[int, list[str]] = {}
 
     def set_members(self, member_ids: Iterable[str]) -> None:
         """Say which members count from now on."""
@@ -35,7 +35,7 @@ class Ownership:
         if members != self._members:
             self._members = members
             self._crew = find_highest(self._blob, members, OWNERS_MAX)
-            self._owners.clear()
+            self._ranks.clear()
 
     @property
     def is_crowded(self) -> bool:
@@ -44,13 +44,14 @@ class Ownership:
 
     def owner_of(self, chunk_index: int) -> str | None:
         """Return the member that owes a chunk, None when there is no member."""
-        if chunk_index not in self._owners:
-            self._owners[chunk_index] = find_owner(self._blob, chunk_index, self._crew)
-        return self._owners[chunk_index]
+        return next(iter(self.ranks_of(chunk_index)), None)
 
-    def next_owner_of(self, chunk_index: int, without: Iterable[str]) -> str | None:
+    def next_owner_of(self, chunk_index: int, without: Container[str]) -> str | None:
         """Return who owes a chunk when some members failed with this one."""
-        failed = set(without)
-        if not failed:
-            return self.owner_of(chunk_index)  # remembered; asked for at every look
-        return find_owner(self._blob, chunk_index, (m for m in self._crew if m not in failed))
+        return next((m for m in self.ranks_of(chunk_index) if m not in without), None)
+
+    def ranks_of(self, chunk_index: int) -> Sequence[str]:
+        """Return the owners as they follow one another for a chunk; asked for at every look."""
+        if chunk_index not in self._ranks:
+            self._ranks[chunk_index] = rank_owners(self._blob, chunk_index, self._crew)
+        return self._ranks[chunk_index]

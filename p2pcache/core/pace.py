@@ -1,5 +1,6 @@
 """
-Owns what all fetches of a daemon learn together: how long chunks take, and what came twice.
+Owns what all fetches of a daemon learn together: how long chunks take, what came twice, and whose
+line they need.
 
 Knows nothing of single fetches.
 Invariants: what is reserved is given back when a run ends; counts only grow.
@@ -11,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from p2pcache.core.latency import LatencyHistogram
+from p2pcache.core.needs import LoneNeeds
 
 # A chunk that takes longer than this multiple of the 95th percentile is asked of somebody else.
 OVERDUE_FACTOR = 2.0
@@ -39,12 +41,13 @@ class ExtraBytes:
 
 @dataclass(slots=True)
 class Pace:
-    """How long chunks take, for all fetches of a daemon together."""
+    """What all fetches of a daemon share. One owner (the event loop)."""
 
     peer_chunk: LatencyHistogram = field(default_factory=LatencyHistogram)
     # From the hub, with the others that were under way.
     hub_chunk: LatencyHistogram = field(default_factory=LatencyHistogram)
     extra: ExtraBytes = field(default_factory=ExtraBytes)
+    needs: LoneNeeds = field(default_factory=LoneNeeds)
     # First copies, of all blobs: what tells the others that we move.
     moved_bytes: int = 0
 

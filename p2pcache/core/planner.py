@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest
-from p2pcache.core.layout import Layout
-from p2pcache.core.ownership import CROWD_MEMBERS_MIN, Ownership
+from p2pcache.core.layout import CHUNK_SIZE_BYTES, Layout
+from p2pcache.core.needs import LoneNeeds
+from p2pcache.core.ownership import CROWD_MEMBERS_MIN, OWNERS_MAX, Ownership
 from p2pcache.core.rendezvous import find_owner, find_place
 
 if TYPE_CHECKING:
@@ -31,6 +32,11 @@ UPSTREAM = "upstream"
 UPSTREAM_FREE = 1 << 30
 # Peers that start together choose among so many chunks that are equally rare.
 CHANCE_WINDOW_CHUNKS = 32
+
+
+# Beside a lone seeder, who comes so late in rank takes nothing over: all who are idle at the end
+# would take the last chunk.
+RANK_BOLD_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,8 @@ class FetchView:
     lapsed: Mapping[int, Set[str]] = field(default_factory=dict)
     # Remembers who owns what between plannings; None for a new one.
     ownership: Ownership | None = None
+    # What the daemon's other fetches need of lone seeders, and this one; None for it alone.
+    needs: LoneNeeds | None = None
     # Whether members pass on what they got from each other before all is proven.
     relays: bool = True
     # Whether chunks of other owners may be taken over that they have not begun.
@@ -181,20 +189,27 @@ class _Draft:
         self.missing = Bitfield.full(view.layout.chunk_count) - view.have - view.inflight
         self.requests: list[RunRequest] = []
         self.owners = view.ownership or Ownership(view.blob)
+        self.needs = view.needs or LoneNeeds()
         self.lone = find_lone_seeder(view.peers) if view.relays else None
+        # As long as it has first copies to give, the lone seeder gives nothing else.
+        self.is_lone_needed = self.lone is not None and not self._find_spread().is_full()
         fetching = sum(1 for p in view.peers if p.is_fetching)
         is_crowd = view.is_crowded and fetching >= CROWD_MEMBERS_MIN
         self.is_lone_crowd = self.lone is not None and is_crowd
         self.best_bps = max((p.rate_bps for p in view.peers), default=0.0)
         givers = sum(1 for p in view.peers if p.have and not self.is_slow(p))
         self.runs_a_peer = 1 if givers >= limits.many_peers else limits.peer_requests_inflight_max
+        # One run of each member keeps a lone seeder's line full; with two, first chunks would come,
+        # and be passed on, after twice the time, and meanwhile the other lines would be idle.
+        is_shared = 1 + fetching >= limits.many_peers
+        self.lone_runs = 1 if is_shared else self.runs_a_peer
         self.slots = {p.peer_id: self._free_of(p) for p in view.peers}
         moving = [p for p in view.peers if p.is_fetching and p.peer_id not in view.stalled]
         self.members = max(len(moving), len(view.expected))
         share = -(-limits.swarm_upstream_requests_max // (1 + self.members))
         most = min(share, limits.upstream_requests_inflight_max)
         # First copies that a member of this swarm may begin in one go.
-        self.begun_at_once = most if self.lone is None else self.runs_a_peer
+        self.begun_at_once = most if self.lone is None else self.lone_runs
         inflight, free = view.upstream_requests_inflight, view.upstream_free
         self.slots[UPSTREAM] = min(free, max(0, most - inflight))
         urgent = limits.upstream_requests_inflight_max + limits.upstream_reader_requests_max
@@ -202,13 +217,21 @@ class _Draft:
         if not view.can_fetch_upstream:
             self.slots[UPSTREAM] = self.urgent_slots = 0
 
+    def _find_spread(self) -> Bitfield:
+        """Return the chunks that anybody has but the lone seeder, we among them."""
+        spread = self.view.have
+        for peer in self.view.peers:
+            if peer is not self.lone:
+                spread = spread | peer.have
+        return spread
+
     def is_slow(self, peer: PeerView) -> bool:
         """Return whether a peer is of the slow class."""
         return 0 < peer.rate_bps < self.best_bps * self.limits.slow_share
 
     def _free_of(self, peer: PeerView) -> int:
-        most = 1 if self.is_slow(peer) else self.runs_a_peer
-        return max(0, most - peer.requests_inflight)
+        most = self.lone_runs if peer is self.lone else self.runs_a_peer
+        return max(0, (1 if self.is_slow(peer) else most) - peer.requests_inflight)
 
     def run_bytes_of(self, peer: PeerView) -> int:
         """Return how much one request to a peer may carry."""
@@ -246,7 +269,7 @@ def plan_requests(view: FetchView, *, limits: PlannerLimits, random: Random) -> 
     Choose the next requests for one blob: peers that hold chunks first, upstream last.
 
     Args:
-        view: The blob's fetch and its peers. Not mutated, but for its memory of owners.
+        view: The blob's fetch and its peers. Not mutated, but for its memory of owners and needs.
         limits: The numbers to keep.
         random: Breaks ties, so that peers that start together ask for different chunks.
 
@@ -255,12 +278,16 @@ def plan_requests(view: FetchView, *, limits: PlannerLimits, random: Random) -> 
         but a starving or an overdue one, from one more source.
     """
     draft = _Draft(view, limits)
+    owes = draft.needs.owes(view.blob)
     _plan_second_sources(draft)
-    if not draft.missing:
-        return draft.requests
-    first_copies = _find_first_copies(draft)
-    _plan_peer_runs(draft, first_copies, random)
-    _plan_first_copies(draft, first_copies)
+    if draft.missing:
+        first_copies = _find_first_copies(draft)
+        _plan_peer_runs(draft, first_copies, random)
+        owes = _plan_first_copies(draft, first_copies)
+    if draft.lone is not None and draft.is_lone_needed:
+        draft.needs.note(view.blob, draft.lone.peer_id, owes=owes and bool(draft.missing))
+    else:
+        draft.needs.forget(view.blob)
     return draft.requests
 
 
@@ -297,8 +324,7 @@ def _find_first_copies(draft: _Draft) -> Bitfield:
 def _plan_peer_runs(draft: _Draft, first_copies: Bitfield, random: Random) -> None:
     """Ask for what is spread already, rarest first."""
     view = draft.view
-    # As long as it has first copies to give, the lone seeder gives nothing else.
-    sources = [p for p in view.peers if p is not draft.lone or not _is_needed(draft)]
+    sources = [p for p in view.peers if p is not draft.lone or not _is_kept_free(draft)]
     reachable = Bitfield(view.layout.chunk_count)
     for peer in sources:
         if draft.slots[peer.peer_id] > 0:
@@ -352,22 +378,19 @@ def _plan_peer_runs(draft: _Draft, first_copies: Bitfield, random: Random) -> No
         draft.take(peer.peer_id, start, allowed, bytes_max, is_first=False)
 
 
+def _is_kept_free(draft: _Draft) -> bool:
+    """Return whether the lone seeder's line is left to first copies, of this blob or another."""
+    if draft.lone is None:
+        return False
+    blob, seeder_id = draft.view.blob, draft.lone.peer_id
+    return draft.is_lone_needed or draft.needs.is_needed_elsewhere(blob, seeder_id)
+
+
 def _count_further_runs(draft: _Draft) -> int:
     """Return how many runs of further copies may begin now."""
     if not draft.is_lone_crowd:
         return draft.view.layout.chunk_count
     return draft.limits.crowd_runs_max - draft.view.further_runs_inflight
-
-
-def _is_needed(draft: _Draft) -> bool:
-    """Return whether the lone seeder still has chunks that nobody else has, not even we."""
-    if draft.lone is None:
-        return False
-    spread = draft.view.have
-    for peer in draft.view.peers:
-        if peer is not draft.lone:
-            spread = spread | peer.have
-    return not spread.is_full()
 
 
 def _sample(reachable: Bitfield, limits: PlannerLimits, random: Random) -> list[int]:
@@ -404,8 +427,13 @@ def _choose_peer(ready: Sequence[PeerView], limits: PlannerLimits, random: Rando
     return random.choices(pool, weights=[max(rate, floor) for rate in rates])[0]
 
 
-def _plan_first_copies(draft: _Draft, first_copies: Bitfield) -> None:
-    """Ask the lone seeder, or else the hub, for what is ours to bring into the swarm."""
+def _plan_first_copies(draft: _Draft, first_copies: Bitfield) -> bool:
+    """
+    Ask the lone seeder, or else the hub, for what is ours to bring into the swarm.
+
+    Returns:
+        Whether more of it is ours than could be asked for now, as far as is known.
+    """
     view = draft.view
     source_id = UPSTREAM if draft.lone is None else draft.lone.peer_id
     nothing = Bitfield(view.layout.chunk_count)
@@ -413,7 +441,7 @@ def _plan_first_copies(draft: _Draft, first_copies: Bitfield) -> None:
         if index in draft.missing and index in first_copies and _has_urgent_slot(draft, source_id):
             draft.take(source_id, index, nothing, 0, is_first=True)
     if draft.slots[source_id] <= 0 or view.is_fenced:
-        return
+        return draft.needs.owes(view.blob)
     bytes_max = draft.limits.run_bytes_max
     if draft.lone is not None:
         bytes_max = draft.run_bytes_of(draft.lone)
@@ -424,7 +452,8 @@ def _plan_first_copies(draft: _Draft, first_copies: Bitfield) -> None:
         (first_copies & draft.missing),
         owners=draft.owners,
         is_upstream=draft.lone is None,
-        bytes_max=draft.slots[source_id] * bytes_max,
+        # And one chunk more, to know whether anything is left.
+        bytes_max=draft.slots[source_id] * max(bytes_max, CHUNK_SIZE_BYTES) + 1,
     )
     share_bytes = view.layout.measure(owned) // draft.slots[source_id]
     bytes_max = min(bytes_max, max(share_bytes, draft.limits.run_bytes_min))
@@ -432,8 +461,11 @@ def _plan_first_copies(draft: _Draft, first_copies: Bitfield) -> None:
     for index in [*preferred, *_in_our_order(view, owned, draft.owners)]:
         if index in draft.missing and draft.slots[source_id] > 0:
             draft.take(source_id, index, owned, bytes_max, is_first=True)
-    if not owned and view.may_steal and view.self_id not in view.stalled:
+    # A thief's own chunks come first, those of its other blobs too.
+    may_steal = view.may_steal and not draft.needs.owes_elsewhere(view.blob, source_id)
+    if not owned and may_steal and view.self_id not in view.stalled:
         _plan_theft(draft, first_copies & draft.missing, source_id)
+    return bool(owned & draft.missing)
 
 
 def _plan_theft(draft: _Draft, candidates: Bitfield, source_id: str) -> None:
@@ -453,19 +485,29 @@ def _plan_theft(draft: _Draft, candidates: Bitfield, source_id: str) -> None:
         owner = draft.owners.owner_of(index)
         if owner is not None and owner != view.self_id:
             lists.setdefault(owner, []).append(index)
-    # Who is next in rank takes it: idle members do not all take the same.
-    ours = [
+    spare = [
         (len(indexes), index)
-        for owner, indexes in lists.items()
+        for indexes in lists.values()
         for index in indexes[draft.begun_at_once :]
-        if draft.owners.next_owner_of(index, [owner]) == view.self_id
     ]
+    ranks = {index: _find_rank(draft, index) for _, index in spare}
+    # Who is next in rank takes it: idle members do not all take the same. But a seeder's line is
+    # what a swarm waits for: a chunk that two take costs less than a place on it that stays empty.
+    is_bold = draft.lone is not None and not draft.is_lone_crowd
+    rank_max = min([RANK_BOLD_MAX, *ranks.values()]) if is_bold else 1
+    ours = [(length, index) for length, index in spare if ranks[index] <= rank_max]
     if ours:
         index = max(ours)[1]
         draft.missing.discard(index)
         draft.count(source_id)
         request = RunRequest(source_id, index, index, is_first_copy=True, is_stolen=True)
         draft.requests.append(request)
+
+
+def _find_rank(draft: _Draft, index: int) -> int:
+    """Return how many owners go before us for a chunk; as many as can be, if we are none."""
+    ranks = draft.owners.ranks_of(index)
+    return ranks.index(draft.view.self_id) if draft.view.self_id in ranks else OWNERS_MAX
 
 
 def _has_urgent_slot(draft: _Draft, source_id: str) -> bool:

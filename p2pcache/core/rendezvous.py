@@ -26,6 +26,12 @@ def find_owner(blob: BlobDigest, chunk_index: int, member_ids: Iterable[str]) ->
     return max(member_ids, key=lambda m: (_score(m, about), m), default=None)
 
 
+def rank_owners(blob: BlobDigest, chunk_index: int, member_ids: Iterable[str]) -> list[str]:
+    """Return the members as they follow one another for this chunk, its owner first."""
+    about = f"{blob}\n{chunk_index}"
+    return sorted(member_ids, key=lambda m: (_score(m, about), m), reverse=True)
+
+
 def find_place(blob: BlobDigest, member_id: str, count: int) -> int:
     """Return a place in a blob of `count` chunks that is a member's own, as good as by chance."""
     return int.from_bytes(_score(member_id, str(blob)), "little") % count if count else 0

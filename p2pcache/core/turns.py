@@ -3,7 +3,8 @@ Owns whom a daemon gives chunks at the same time, when many ask.
 
 Knows nothing of sockets, blobs or clocks: told who asks, and when an upload began and ended.
 Invariants: few askers are never turned away; a slow receiver keeps nobody waiting for longer than
-TURN_S; who is turned away is told at once, and asks somebody else.
+TURN_S; who is turned away is told at once, and asks somebody else; nobody who comes back for what
+only we have is passed over for ever.
 Source: BEP 3 (choking: few uploads at a time); Mundinger, Weber and Weiss, "Optimal scheduling of
 peer-to-peer file dissemination" (2008), for why a chunk should be whole somewhere soon.
 """
@@ -20,6 +21,12 @@ TURNS_FETCHING_MAX = 4
 TURNS_MAX = 8
 # An upload that takes longer keeps nobody waiting any more: the receiver is slow, or our line is.
 TURN_S = 2.0
+# Who was turned away is expected back for so long: twice the rest of somebody who was told that we
+# are busy (transitions.py), and some more for a machine that has much to do.
+RETURN_S = 0.6
+# So many are remembered: more than the owners of chunks, who alone turn to a lone seeder
+# (ownership.py), and where several are complete, others will serve the rest.
+WAITING_MAX = 64
 
 
 class UploadTurns:
@@ -28,6 +35,8 @@ class UploadTurns:
     def __init__(self) -> None:
         # By upload: who receives it, and since when.
         self._uploads: dict[int, tuple[str, float]] = {}
+        # By asker who was turned away: when it first was, and last.
+        self._waiting: dict[str, tuple[float, float]] = {}
         self._next_id = 1
 
     def may_begin(self, asker: str, *, is_crowded: bool, is_fetching: bool, now_s: float) -> bool:
@@ -43,9 +52,20 @@ class UploadTurns:
         if not is_crowded:
             return True
         fresh = [who for who, began_s in self._uploads.values() if now_s - began_s < TURN_S]
-        if len({*fresh, asker}) <= ASKERS_FEW_MAX:
+        if is_fetching:
+            is_few = len({*fresh, asker}) <= ASKERS_FEW_MAX
+            return is_few or len(fresh) < TURNS_FETCHING_MAX
+        # Who has just received asks again at once, and would always find the place that it left.
+        self._waiting = {w: s for w, s in self._waiting.items() if now_s - s[1] < RETURN_S}
+        since_s, _ = self._waiting.get(asker, (now_s, now_s))
+        before = sum(first_s < since_s for first_s, _ in self._waiting.values())
+        is_few = len({*fresh, *self._waiting, asker}) <= ASKERS_FEW_MAX
+        if is_few or len(fresh) + before < TURNS_MAX:
+            self._waiting.pop(asker, None)
             return True
-        return len(fresh) < (TURNS_FETCHING_MAX if is_fetching else TURNS_MAX)
+        if asker in self._waiting or len(self._waiting) < WAITING_MAX:
+            self._waiting[asker] = since_s, now_s
+        return False
 
     def begin(self, asker: str, *, now_s: float) -> int:
         """Count an upload; return its number, for end()."""

@@ -118,7 +118,7 @@ class Dispatcher:
         neighbourhood = self._swarm.neighbourhood
         self._tell(
             Look(
-                self._state.view_peers(self._swarm.iter_heard(self._state.order.blob)),
+                self._state.view_peers(self._swarm.iter_heard(self._state.order.blob), now_s=now_s),
                 budget.requests_inflight,
                 budget.may_ask(now_s),
                 {run_id: run.sink.received_bytes for run_id, run in self._runs.items()},

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from random import Random
 
 from p2pcache.core.chunktable import ChunkTable
 from p2pcache.core.digest import BlobDigest, ChunkDigest
@@ -112,7 +113,8 @@ class BlobFetch:
         machine = state.machine
         if machine.is_anyone_asked():
             return False
-        return not state.view_peers(self._swarm.iter_up())
+        now_s = self._context.clock.monotonic_s()
+        return not state.view_peers(self._swarm.iter_up(), now_s=now_s)
 
     async def wait_for_change(self) -> None:
         """Return when a chunk arrived, a run ended, or the fetch is over."""
@@ -228,6 +230,7 @@ class BlobFetch:
             await self._fill_and_publish(self._dispatcher, record)
         finally:
             self._swarm.unregister(self.blob)
+            self._context.pace.needs.forget(self.blob)
             twins.stop()
             await see_through(self._wind_up(self._dispatcher, helpers, taking))
 
@@ -329,7 +332,8 @@ class BlobFetch:
         is_waiting = not dispatcher.is_idle or state.is_looking_here
         if is_waiting or not machine.patience.is_given_up():
             return
-        for view in machine.view(state.view_peers(self._swarm.iter_heard(self.blob)), now_s=now_s):
+        peers = state.view_peers(self._swarm.iter_heard(self.blob), now_s=now_s)
+        for view in machine.view(peers, now_s=now_s):
             is_stalled = view.peer_id in machine.stalled
             can_bring = view.is_fetching and view.can_fetch_upstream and not is_stalled
             if can_bring or view.have & state.missing:
@@ -478,5 +482,6 @@ def _make_state(context: Context, order: FetchOrder) -> FetchState:
         context.settings.peer_id,
         limits=context.limits,
         pace=context.pace,
-        random=context.random,
+        # Ties are broken in every plan: the system's own source would be a system call for each.
+        random=Random(context.random.random()),
     )

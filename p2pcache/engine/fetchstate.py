@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from p2pcache.core.bitfield import Bitfield
@@ -20,11 +20,14 @@ from p2pcache.core.fetchmachine import FetchMachine
 from p2pcache.core.layout import Layout
 from p2pcache.core.messages import SwarmEntry
 from p2pcache.core.pace import Pace
-from p2pcache.core.planner import UPSTREAM, PeerView, PlannerLimits
+from p2pcache.core.planner import UPSTREAM, PeerView, PlannerLimits, find_lone_seeder
 from p2pcache.core.upstream import UpstreamLocation
 from p2pcache.engine.peer import Peer
 from p2pcache.errors import P2PCacheError
 from p2pcache.store.partial import LIKENESS_SOURCE
+
+# Who said that it is about to fetch has begun after this, or fetches something else first.
+COMING_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,20 +149,28 @@ class FetchState:
             received_bytes=self.machine.first_copy_bytes,
         )
 
-    def view_peers(self, peers: Iterable[Peer]) -> list[PeerView]:
+    def view_peers(self, peers: Iterable[Peer], *, now_s: float) -> list[PeerView]:
         """Return the planner's views of the peers that may be asked for this blob."""
         must_be_trusted = self.streaming_count > 0 and not self.order.trusts_peers
         if not self.order.is_public or must_be_trusted or not self.asks_peers:
             return []
-        views = []
+        views, coming = [], []
         for peer in peers:
-            entry = peer.find_entry(self.order.blob)
-            if entry is None or entry.layout != self.order.layout.id:
+            entry, view = peer.find_entry(self.order.blob), peer.view(self.order.blob)
+            if entry is None or view is None or peer.peer_id in self.excluded:
                 continue
-            view = peer.view(self.order.blob)
-            if view is not None and peer.peer_id not in self.excluded:
+            if entry.layout == self.order.layout.id:
                 views.append(view)
-        return views
+            elif self._is_coming(entry) and now_s - view.heard_s < COMING_S:
+                nothing = Bitfield(self.order.layout.chunk_count)
+                coming.append(replace(view, have=nothing, intent=nothing))
+        # They will own chunks as we do: who did not count them would ask a lone seeder for theirs
+        # too. The hub has time for them when they know where to cut; its line would be idle.
+        return views + coming if find_lone_seeder(views + coming) else views
+
+    def _is_coming(self, entry: SwarmEntry) -> bool:
+        """Return whether a peer is about to fetch this blob, and does not know yet where to cut."""
+        return entry.is_uncut() and entry.layout.size_bytes == self.order.layout.size_bytes
 
     def exclude(self, senders: Iterable[str]) -> None:
         """Ask none of the senders of a wrong whole again, as long as there is another way."""

@@ -58,16 +58,15 @@ class Peer:
     def hear(self, entry: SwarmEntry, *, now_s: float) -> bool:
         """Take in what the peer says of one blob; returns whether that changes what to ask for."""
         self.is_gone = False
-        entry = replace(entry, crew=())
+        if entry.crew:
+            entry = replace(entry, crew=())
         before = self._heard.pop(entry.blob, None)
         if before is not None:
             self.moved_bytes += max(0, entry.received_bytes - before.entry.received_bytes)
         self._heard[entry.blob] = _Heard(entry, now_s)
         while len(self._heard) > ENTRIES_PER_PEER_MAX:
             self._heard.popitem(last=False)
-        return before is None or replace(before.entry, received_bytes=0) != replace(
-            entry, received_bytes=0
-        )
+        return before is None or not entry.says_as_much(before.entry)
 
     def hear_of(self, blob: BlobDigest, word: CrewWord, *, now_s: float) -> None:
         """Take in what another says of this peer; its own newer word counts for more."""

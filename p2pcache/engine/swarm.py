@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import logging
 from collections.abc import Awaitable, Callable, Iterable
@@ -38,8 +39,12 @@ PEER_SILENCE_S = 6.0
 # While a blob is active, changes are told at most this often, and repeated at least this often.
 EXCHANGE_INTERVAL_MIN_S = 0.05
 EXCHANGE_INTERVAL_MAX_S = 1.0
-# Of all peers together: what a daemon may spend on talking, a few hundredths of a core.
-EXCHANGES_PER_S_MAX = 20.0
+# Of all neighbours together, begun here or there, where they speak of the same blobs: what a daemon
+# may spend on talking, a few hundredths of a core.
+EXCHANGES_PER_S_MAX = 30.0
+# In one exchange both of a pair hear everything: who has the greater id leaves the other so many
+# times the pause to begin it, and both do so at once only where that one has nothing to say.
+SECOND_PAUSE_FACTOR = 2.0
 # Who is no neighbour is visited this often, to notice that it is gone; of all of them together, no
 # more than so many a second.
 FAR_INTERVAL_S_MIN = 30.0
@@ -56,6 +61,7 @@ Reporter = Callable[[], SwarmEntry | None]
 Describer = Callable[[list[BlobDigest]], Awaitable[list[SwarmEntry]]]
 
 
+@functools.lru_cache(maxsize=PEERS_MAX)
 def is_private_address(host: str) -> bool:
     """Return whether an address belongs to a local network: the only ones we share with."""
     try:
@@ -76,6 +82,18 @@ def find_pause_s(neighbourhood: Neighbourhood, peer_id: str | None, *, is_busy: 
     return EXCHANGE_INTERVAL_MAX_S if is_busy else PROBE_INTERVAL_S
 
 
+def find_interval_s(near_count: int, *, is_first: bool) -> float:
+    """
+    Return how long after an exchange of a pair one of the two may begin the next.
+
+    Args:
+        near_count: How many neighbours it talks to.
+        is_first: Whether it is the one of the two that begins, if both have something to say.
+    """
+    share_s = near_count / EXCHANGES_PER_S_MAX
+    return max(EXCHANGE_INTERVAL_MIN_S, share_s if is_first else SECOND_PAUSE_FACTOR * share_s)
+
+
 @dataclass(slots=True)
 class _Address:
     """One address where a peer may listen, and the task that visits it."""
@@ -84,7 +102,11 @@ class _Address:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     # The newest round that this address has answered in; -1 before the first visit ended.
     round: int = -1
+    # When we and whoever lives there last heard each other's news; when by a visit of ours; and
+    # when it last visited us.
     visited_s: float = 0.0
+    told_s: float = 0.0
+    visitor_s: float = float("-inf")
     # Who answered last; None while nobody does.
     peer_id: str | None = None
     task: asyncio.Task[None] | None = None
@@ -273,7 +295,9 @@ class Swarm:
             self._meet(hello, introduced)
             if self._lives_at(hello.peer_id, remote_host):
                 self._hear(hello.peer_id, exchange.entries)
-                self._note_visitor(hello.peer_id)
+                if self._reporters.keys() <= {entry.blob for entry in exchange.entries}:
+                    # Who asks about something else does not hear our news.
+                    self._note_visitor(hello.peer_id)
                 if (known := self.peers.get(hello.peer_id)) is not None:
                     known.bans_us = exchange.is_banned
         ours = await self._our_side([entry.blob for entry in exchange.entries])
@@ -294,7 +318,7 @@ class Swarm:
                 address.peer_id = None
             finally:
                 address.round = max(address.round, 0)
-                address.visited_s = self._context.clock.monotonic_s()
+                address.visited_s = address.told_s = self._context.clock.monotonic_s()
                 self._visited.set()
                 self._visited = asyncio.Event()
             if address.peer_id is None and self._is_forgotten(address):
@@ -335,19 +359,28 @@ class Swarm:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(interval_s):
                 await address.wake.wait()
-        # Twice, since who visits us meanwhile knows what we know.
-        for _ in range(2):
+        # Anew after each visit to us: who visits us meanwhile knows what we know. Not for ever:
+        # whether it can still be reached, only a visit of ours tells.
+        visited_s = float("nan")
+        while address.visited_s != visited_s and not self._is_due(address):
+            visited_s = address.visited_s
             await asyncio.sleep(max(0.0, self._next_visit_s(address)))
         address.wake.clear()
 
+    def _is_due(self, address: _Address) -> bool:
+        """Return whether our own last visit was so long ago that no other stands for the next."""
+        return self._context.clock.monotonic_s() - address.told_s >= PROBE_INTERVAL_S
+
     def _next_visit_s(self, address: _Address) -> float:
         """Return in how many seconds an address may be visited again."""
-        if address.round < self._round:
-            interval_s = EXCHANGE_INTERVAL_MIN_S
-        else:
-            interval_s = max(
-                EXCHANGE_INTERVAL_MIN_S, len(self.neighbourhood.near) / EXCHANGES_PER_S_MAX
+        interval_s = EXCHANGE_INTERVAL_MIN_S
+        if address.round >= self._round:
+            # Who does not count us among its neighbours will not begin.
+            age_s = self._context.clock.monotonic_s() - address.visitor_s
+            is_first = age_s > PROBE_INTERVAL_S or (
+                self._context.settings.peer_id < (address.peer_id or "")
             )
+            interval_s = find_interval_s(len(self.neighbourhood.near), is_first=is_first)
         return address.visited_s + interval_s - self._context.clock.monotonic_s()
 
     def _note_visitor(self, peer_id: str) -> None:
@@ -355,7 +388,7 @@ class Swarm:
         peer = self.peers.get(peer_id)
         address = None if peer is None else self._addresses.get((peer.host, peer.port))
         if peer is not None and address is not None and address.peer_id == peer_id:
-            address.visited_s = self._context.clock.monotonic_s()
+            address.visited_s = address.visitor_s = self._context.clock.monotonic_s()
 
     async def _settle(self) -> None:
         """Wait until every address was visited once, SETTLE_S after start at most."""

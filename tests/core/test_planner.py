@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import CHUNK_SIZE_BYTES, Layout
+from p2pcache.core.needs import LoneNeeds
+from p2pcache.core.ownership import OWNERS_MAX
 from p2pcache.core.planner import (
     UPSTREAM,
     FetchView,
@@ -28,7 +30,7 @@ from p2pcache.core.planner import (
     find_lone_seeder,
     plan_requests,
 )
-from p2pcache.core.rendezvous import find_owner
+from p2pcache.core.rendezvous import find_highest, find_owner, rank_owners
 
 BLOB = BlobDigest("sha256", "0" * 64)
 SELF_ID = "f" * 32
@@ -671,6 +673,109 @@ def test_plan_what_an_owner_may_begin_at_once_is_left_to_it(
     peer = make_peer(1, Bitfield(count), is_fetching=True, can_fetch_upstream=True)
     requests = plan(make_view(count, peer, have=mine, may_steal=True))
     assert chunks_of(requests) == (left[-1:] if is_taken else [])
+
+
+def make_seeded(theirs: str, *, others: int, left: list[int], **changes: object) -> FetchView:
+    """One seeder, and members of which one owes what is left of 32 chunks; all else is here."""
+    count = 32
+    have = Bitfield.of(count, [i for i in range(count) if i not in left])
+    members = [make_peer(n, have, is_fetching=True) for n in range(1, others + 1)]
+    assert theirs in {p.peer_id for p in members}
+    seeder = make_peer(50, Bitfield.full(count))
+    view = make_view(count, seeder, *members, have=have, can_fetch_upstream=False, may_steal=True)
+    return replace(view, **changes)  # type: ignore[arg-type]
+
+
+def test_plan_idle_member_leaves_no_place_on_a_lone_seeders_line_empty() -> None:
+    """
+    It takes what others have not begun even where somebody else is next in rank.
+
+    Not from the hub, and not in a crowd: there too many would take the same.
+    """
+    owner = make_id(1)
+    ids = [SELF_ID, *(make_id(n) for n in range(1, 7))]
+    left = [
+        i
+        for i in find_list(owner, ids, 32)
+        if find_owner(BLOB, i, [m for m in ids if m != owner]) != SELF_ID
+    ]
+    assert len(left) > 1, "the first of them is left to its owner"
+    (request,) = plan(make_seeded(owner, others=6, left=left))
+    assert request.is_stolen
+    assert request.source_id == make_id(50)
+    assert set(request.chunk_indexes) <= set(left[1:])
+    seeded = make_seeded(owner, others=6, left=left)
+    assert plan(replace(seeded, may_steal=False)) == []
+    members = [replace(p, can_fetch_upstream=True) for p in seeded.peers[1:]]
+    assert plan(replace(seeded, peers=members, can_fetch_upstream=True)) == []
+    ids = [SELF_ID, *(make_id(n) for n in range(1, 13))]
+    ranks = {i: rank_owners(BLOB, i, find_highest(BLOB, ids, OWNERS_MAX)) for i in range(32)}
+    others = [i for i in range(32) if SELF_ID not in ranks[i][:2]]
+    assert plan(make_seeded(owner, others=12, left=others)), "they could be taken"
+    assert plan(make_seeded(owner, others=12, left=others, is_crowded=True)) == []
+
+
+@pytest.mark.parametrize(("others", "runs"), [(1, 2), (2, 2), (3, 1), (6, 1)])
+def test_plan_lone_seeder_is_asked_by_each_of_several_for_one_run(others: int, runs: int) -> None:
+    """More would share its line: first copies would come later, and be passed on later."""
+    members = [make_peer(n, Bitfield(64), is_fetching=True) for n in range(1, others + 1)]
+    seeder = replace(make_peer(50, Bitfield.full(64)), rate_bps=8e6)
+    requests = plan(make_view(64, seeder, *members, can_fetch_upstream=False))
+    assert [r.source_id for r in requests] == [make_id(50)] * runs
+    assert all(r.is_first_copy for r in requests)
+
+
+OTHER_BLOB = BlobDigest("sha256", "1" * 64)
+
+
+@pytest.mark.parametrize(("owes", "is_taken"), [(False, True), (True, False)])
+def test_plan_thief_takes_nothing_while_another_blob_of_its_own_owes(
+    owes: bool, is_taken: bool
+) -> None:
+    """Who has chunks of its own to ask the lone seeder for has no place on its line to spare."""
+    needs = LoneNeeds()
+    needs.note(OTHER_BLOB, make_id(50), owes=owes)
+    left = find_list(make_id(1), [SELF_ID, *(make_id(n) for n in range(1, 7))], 32)
+    seeded = make_seeded(make_id(1), others=6, left=left)
+    assert plan(seeded), "it could be taken"
+    assert bool(plan(replace(seeded, needs=needs))) is is_taken
+    needs.forget(OTHER_BLOB)
+    needs.note(OTHER_BLOB, make_id(49), owes=owes)
+    assert plan(replace(seeded, needs=needs)), "that is another seeder's line"
+
+
+def test_plan_lone_seeder_gives_no_further_copies_while_another_blob_needs_it() -> None:
+    """A further copy would make the other blob's first copies wait, and with them the swarm."""
+    needs = LoneNeeds()
+    seeder = make_peer(50, Bitfield.full(8))
+    member = make_peer(1, Bitfield.of(8, range(8)) - Bitfield.of(8, [0]), is_fetching=True)
+    spread = make_view(8, seeder, member, have=Bitfield.of(8, [0]), needs=needs)
+    assert make_id(50) in {r.source_id for r in plan(spread)}
+    needs.note(OTHER_BLOB, make_id(50), owes=False)
+    assert {r.source_id for r in plan(spread)} == {make_id(1)}
+
+
+def test_plan_says_what_it_needs_of_a_lone_seeder_until_all_is_spread() -> None:
+    """While chunks of ours wait for a place it says so; what is on its way is still needed."""
+    needs = LoneNeeds()
+    seeder = make_peer(50, Bitfield.full(32))
+    members = [make_peer(n, Bitfield(32), is_fetching=True) for n in range(1, 4)]
+    ids = [SELF_ID, *(p.peer_id for p in members)]
+    ours = [i for i in range(32) if find_owner(BLOB, i, ids) == SELF_ID]
+    assert len(ours) > 1
+    view = make_view(32, seeder, *members, can_fetch_upstream=False, needs=needs)
+    assert chunks_of(plan(view)) == ours[:1]
+    assert needs.owes_elsewhere(OTHER_BLOB, make_id(50))
+    assert not needs.owes_elsewhere(BLOB, make_id(50)), "of itself nobody hears"
+    busy = replace(seeder, requests_inflight=1)
+    waiting = replace(view, peers=(busy, *members), inflight=Bitfield.of(32, ours[:1]))
+    assert plan(waiting) == []
+    assert needs.owes_elsewhere(OTHER_BLOB, make_id(50)), "the rest still waits"
+    assert plan(replace(waiting, inflight=Bitfield.full(32))) == []
+    assert not needs.owes_elsewhere(OTHER_BLOB, make_id(50))
+    assert needs.is_needed_elsewhere(OTHER_BLOB, make_id(50)), "nobody has it yet"
+    plan(replace(waiting, have=Bitfield.full(32), inflight=Bitfield(32)))
+    assert not needs.is_needed_elsewhere(OTHER_BLOB, make_id(50))
 
 
 # --- a crowd with a lone seeder ---

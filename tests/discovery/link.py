@@ -38,12 +38,23 @@ def find_obstacle() -> str | None:
     return None if probe.returncode == 0 else "this container forbids network namespaces"
 
 
-def run_ip(*arguments: str, in_namespace: str | None = None) -> None:
-    """Run ip(8), in a namespace if given; an error is an exception that says what it said."""
+def run_ip(*arguments: str, in_namespace: str | None = None) -> str:
+    """Run ip(8), in a namespace if given, and return what it printed; an error is an exception."""
     where = ["-n", in_namespace] if in_namespace else []
     done = subprocess.run(["ip", *where, *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"ip {' '.join([*where, *arguments])}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def is_link_up(name: str) -> bool:
+    """
+    Tell whether the kernel counts an interface as usable.
+
+    It does so some time after `ip link set up` has returned: the state is brought up to date by
+    a task of its own, which waits for a lock that all network namespaces share.
+    """
+    return "state UP" in run_ip("-oneline", "link", "show", name)
 
 
 @contextlib.contextmanager

@@ -94,9 +94,13 @@ async def test_fetch_that_every_job_left_is_stopped_and_keeps_what_it_has(
     await eventually(lambda: active.fetch.state.held_bytes >= 4 * CHUNK_BYTES, "some chunks")
     active.leave()
     assert not active.is_stopping
+    needs = engine.context.pace.needs
+    needs.note(BLOB, "1" * 32, owes=True)
     active.leave()
     await eventually(lambda: active.is_done, "the end")
     assert engine.cache.fetches.find(BLOB) is None
+    other = sha256_name(b"another")
+    assert not needs.is_needed_elsewhere(other, "1" * 32), "no other fetch waits for this one"
     assert engine.context.budget.requests_inflight == 0
     hub.set_faults()
     again = await engine.start_fetch(REPO, NAME)

@@ -70,6 +70,18 @@ def test_private_address_is_one_of_a_local_network(host: str, is_private: bool) 
     assert is_private_address(host) is is_private
 
 
+@pytest.mark.parametrize("near_count", [1, 7, 24, 200])
+def test_exchange_is_begun_by_one_of_a_pair_unless_it_has_nothing_to_say(near_count: int) -> None:
+    """The other one leaves it the time; both together keep the pace that is meant for all."""
+    first_s = swarm_module.find_interval_s(near_count, is_first=True)
+    second_s = swarm_module.find_interval_s(near_count, is_first=False)
+    assert near_count / first_s <= max(
+        swarm_module.EXCHANGES_PER_S_MAX, near_count / swarm_module.EXCHANGE_INTERVAL_MIN_S
+    )
+    assert first_s >= swarm_module.EXCHANGE_INTERVAL_MIN_S
+    assert second_s > first_s
+
+
 async def test_exchange_tells_both_sides(make_cache: MakeCache, hub: Hub) -> None:
     """While one fetches, the other hears what it has; when it is done, that it has all."""
     first, second = await make_cache("a"), await make_cache("b")
@@ -89,6 +101,49 @@ async def test_exchange_tells_both_sides(make_cache: MakeCache, hub: Hub) -> Non
     await active.result()
     asker = next(iter(first.cache.swarm.peers.values()))
     assert asker.name == "b"
+
+
+async def test_visitor_that_asks_about_nothing_of_ours_does_not_delay_our_news(
+    make_cache: MakeCache, make_peer: MakePeer
+) -> None:
+    """A visit stands for one of ours only if our news was told by it."""
+    clock = ManualClock()
+    engine = await make_cache(clock=clock)
+    peer = await make_peer()
+    await engine.meet(peer.address)
+    swarm, host = engine.cache.swarm, peer.address.rpartition(":")[0]
+    (address,) = swarm._addresses.values()
+    swarm.register(BLOB, lambda: None, lambda: None)
+    hello = Hello(peer.peer_id, peer.name, "0.1.0")
+    clock.advance(100.0)
+    entries = make_exchange(1, 1, blobs=1).entries
+    for said, is_counted in [((), False), (entries, True)]:
+        address.visited_s = 0.0
+        await swarm.answer(Exchange(hello, address.candidate.port, said), host)
+        assert (address.visited_s > 0.0) is is_counted
+
+
+async def test_visitor_that_never_stops_is_visited_all_the_same(
+    engine: Engine, make_peer: MakePeer
+) -> None:
+    """Whether it can still be reached, only a visit of ours tells."""
+    peer = await make_peer()
+    await engine.meet(peer.address)
+    swarm, (host, _, port) = engine.cache.swarm, peer.address.rpartition(":")
+    hello, visits = Hello(peer.peer_id, peer.name, "0.1.0"), len(peer.exchanges)
+    seen_s = swarm.peers[peer.peer_id].last_seen_s
+
+    async def visit_for_ever() -> None:
+        while True:
+            await swarm.answer(Exchange(hello, int(port), ()), host)
+            await asyncio.sleep(0.001)
+
+    visiting = asyncio.create_task(visit_for_ever())
+    try:
+        await eventually(lambda: len(peer.exchanges) >= visits + 3, "three visits of ours")
+    finally:
+        visiting.cancel()
+    assert swarm.peers[peer.peer_id].last_seen_s > seen_s, "its answers count, not its visits"
 
 
 async def test_two_engines_know_each_other_by_one_introduction(make_cache: MakeCache) -> None:

@@ -19,11 +19,12 @@ from p2pcache.engine.peer import Peer
 from p2pcache.engine.peerlink import REQUEST_S_MAX
 from p2pcache.engine.swarm import (
     EXCHANGE_INTERVAL_MIN_S,
-    EXCHANGES_PER_S_MAX,
     NEIGHBOURS_INTERVAL_S,
     PEER_SILENCE_S,
+    PROBE_INTERVAL_S,
     SETTLE_S,
     START_ROUND_S_MAX,
+    find_interval_s,
     find_pause_s,
 )
 from tests.sim.setting import BLOB, PEER_LATENCY_S
@@ -41,6 +42,8 @@ class _Line:
 
     other_id: str
     visited_s: float = -60.0
+    told_s: float = -60.0
+    visitor_s: float = -60.0
     # The newest round that was answered here; -1 before the first visit ended.
     round: int = -1
     is_visiting: bool = False
@@ -152,12 +155,15 @@ class Exchange:
     def _next_visit_s(self, line: _Line) -> float:
         interval_s = EXCHANGE_INTERVAL_MIN_S
         if line.round >= self._round:
-            interval_s = max(interval_s, len(self.neighbourhood.near) / EXCHANGES_PER_S_MAX)
+            age_s = self._member.now_s - line.visitor_s
+            is_first = age_s > PROBE_INTERVAL_S or self._member.id < line.other_id
+            interval_s = find_interval_s(len(self.neighbourhood.near), is_first=is_first)
         return max(0.0, line.visited_s + interval_s - self._member.now_s)
 
     def _try_visit(self, line: _Line) -> None:
         left_s = self._next_visit_s(line)
-        if left_s > 1e-9:
+        is_due = self._member.now_s - line.told_s >= PROBE_INTERVAL_S
+        if left_s > 1e-9 and not is_due:
             # They visited us meanwhile, and know what we know.
             self._member.after(left_s, lambda: self._try_visit(line))
             return
@@ -208,7 +214,7 @@ class Exchange:
         now_s = self._member.now_s
         line.is_visiting = False
         self._visiting.pop(line, None)
-        line.visited_s = now_s
+        line.visited_s = line.told_s = now_s
         line.round = max(line.round, 0 if number is None else number)
         if number is None:
             peer = self.peers.get(line.other_id)
@@ -257,8 +263,9 @@ class Exchange:
         self._hear(sender_id, entry)
         self.peers[sender_id].bans_us = sender.bans(self._member.id)
         line = self._lines.get(sender_id)
-        if line is not None and line.round >= 0:
-            line.visited_s = self._member.now_s
+        is_told = entry is not None or not self._member.is_reporting
+        if line is not None and line.round >= 0 and is_told:
+            line.visited_s = line.visitor_s = self._member.now_s
         return None if entry is None else self._report()
 
     def _report(self) -> SwarmEntry | None:

@@ -211,7 +211,7 @@ class Member:
         number, now_s = self.looks, self.now_s
         self._move_reader(state)
         look = Look(
-            state.view_peers(self.iter_heard()),
+            state.view_peers(self.iter_heard(), now_s=now_s),
             self.budget.requests_inflight,
             self.budget.may_ask(now_s),
             {run_id: t.received_bytes(now_s) for run_id, t in self.transfers.runs.items()},
@@ -268,7 +268,8 @@ class Member:
         machine = state.machine
         if self.transfers.runs or not machine.patience.is_given_up():
             return False
-        for view in machine.view(state.view_peers(self.iter_heard()), now_s=self.now_s):
+        peers = state.view_peers(self.iter_heard(), now_s=self.now_s)
+        for view in machine.view(peers, now_s=self.now_s):
             is_moving = view.peer_id not in machine.stalled
             if view.have & state.missing:
                 return False
