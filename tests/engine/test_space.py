@@ -10,8 +10,10 @@ Source: engine/space.py; design.md §4.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
+import stat
 import threading
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -79,11 +81,14 @@ async def until_models(engine: Engine, repos: list[str]) -> None:
             await asyncio.sleep(0.01)
 
 
-def measure_disk(engine: Engine) -> int:
-    """Return what du says of blobs/ and partial/."""
-    folders = (engine.root / "blobs", engine.root / "partial")
-    files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
-    return sum(path.lstat().st_blocks * 512 for path in files)
+def measure_disk(engine: Engine, folders: Iterable[str] = ("blobs", "partial")) -> int:
+    """Return what du says of folders of a store; a file that goes meanwhile takes nothing."""
+    bytes_taken = 0
+    for path in (path for folder in folders for path in (engine.root / folder).rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            status = path.lstat()
+            bytes_taken += status.st_blocks * 512 if stat.S_ISREG(status.st_mode) else 0
+    return bytes_taken
 
 
 async def list_models(engine: Engine) -> list[str]:
@@ -255,9 +260,8 @@ async def test_reserved_room_is_not_counted_twice(make_cache: MakeCache, hub: Hu
     await engine.find(A, "config.json")
     hub.set_faults(hang_after_bytes=CHUNK_BYTES, paths=f"{A}/model.bin")
     first = start(engine, A)
-    partial = engine.root / "partial"
     await eventually(
-        lambda: sum(path.stat().st_blocks * 512 for path in partial.iterdir()) >= WEIGHTS_BYTES,
+        lambda: measure_disk(engine, ["partial"]) >= WEIGHTS_BYTES,
         "room is reserved on the disk",
     )
     await pull(engine, B)
@@ -725,10 +729,7 @@ async def test_store_above_its_quota_goes_down_by_itself(
     await pull(engine, A, B)
     engine = await reopen(make_cache, engine, quota_bytes=ONE_AND_A_HALF)
     await engine.cache.space.open()
-    blobs = engine.root / "blobs"
-    await eventually(
-        lambda: sum(path.stat().st_size for path in blobs.rglob("*")) < ONE_AND_A_HALF, "eviction"
-    )
+    await eventually(lambda: measure_disk(engine, ["blobs"]) < ONE_AND_A_HALF, "eviction")
     await eventually(lambda: engine.cache.space.evictor.evicted, "its count")
     assert await list_models(engine) == [B]
 
