@@ -140,6 +140,7 @@ class ShapedNetwork:
         for namespace in [self._switch, *(m.namespace for m in self.machines.values())]:
             run_ip("netns", "add", namespace)
             cleanup.callback(run_ip, "netns", "del", namespace)
+        _pass_frames(self._switch)
         run_ip("link", "add", "br0", "type", "bridge", in_namespace=self._switch)
         run_ip("link", "set", "br0", "up", in_namespace=self._switch)
         for machine in self.machines.values():
@@ -235,6 +236,20 @@ def _tc(namespace: str, *words: str, is_checked: bool = True) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if is_checked and done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+def _pass_frames(switch: str) -> None:
+    """
+    Keep the host's packet filter out of a switch's frames.
+
+    A switch has none; where the host loads br_netfilter, each frame went through it, at a twentieth
+    of the processor time of a whole measurement.
+    """
+    for protocol in ("arp", "ip", "ip6"):
+        setting = f"net.bridge.bridge-nf-call-{protocol}tables=0"
+        command = ["ip", "netns", "exec", switch, "sysctl", "-q", "-w", setting]
+        # Nothing to set where the filter is not there.
+        subprocess.run(command, capture_output=True, check=False)
 
 
 def _use_cubic() -> None:

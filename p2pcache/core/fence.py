@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from p2pcache.core.tenure import LEASE_S
 
 if TYPE_CHECKING:
-    from p2pcache.core.planner import PeerView
+    from p2pcache.core.views import PeerView
 
 # After a freeze nothing is brought into the swarm before everybody was heard, or for so long.
 FENCE_S_MAX = 2.0

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from p2pcache.core.planner import UPSTREAM_FREE, PeerView, RunRequest
 from p2pcache.core.transitions import Outcome
+from p2pcache.core.views import UPSTREAM_FREE, PeerView, RunRequest
 from p2pcache.errors import P2PCacheError
 
 

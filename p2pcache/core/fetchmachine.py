@@ -34,15 +34,7 @@ from p2pcache.core.layout import Layout
 from p2pcache.core.ownership import Ownership
 from p2pcache.core.pace import Pace
 from p2pcache.core.patience import Patience
-from p2pcache.core.planner import (
-    UPSTREAM,
-    FetchView,
-    PeerView,
-    PlannerLimits,
-    RunRequest,
-    find_lone_seeder,
-    plan_requests,
-)
+from p2pcache.core.planner import plan_requests
 from p2pcache.core.readers import Readers
 from p2pcache.core.tenure import Tenure
 from p2pcache.core.transitions import (
@@ -54,6 +46,14 @@ from p2pcache.core.transitions import (
     ChunkState,
     Outcome,
     Refusal,
+)
+from p2pcache.core.views import (
+    UPSTREAM,
+    FetchView,
+    PeerView,
+    PlannerLimits,
+    RunRequest,
+    find_lone_seeder,
 )
 
 if TYPE_CHECKING:

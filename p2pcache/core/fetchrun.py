@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from p2pcache.core.planner import RunRequest
 from p2pcache.core.tenure import LEASE_S
+from p2pcache.core.views import RunRequest
 
 # A chunk without another holder is taken from the hub if the rest would take so much longer yet.
 STANDING_S = 2 * LEASE_S

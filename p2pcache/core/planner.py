@@ -12,24 +12,27 @@ Source: design.md §6; BEP 3 (rarest first); ownership.py for owners.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice, takewhile
 from typing import TYPE_CHECKING
 
 from p2pcache.core.bitfield import Bitfield
-from p2pcache.core.digest import BlobDigest
-from p2pcache.core.layout import CHUNK_SIZE_BYTES, Layout
+from p2pcache.core.layout import CHUNK_SIZE_BYTES
 from p2pcache.core.needs import LoneNeeds
 from p2pcache.core.ownership import CROWD_MEMBERS_MIN, OWNERS_MAX, Ownership
 from p2pcache.core.rendezvous import find_owner, find_place
+from p2pcache.core.views import (
+    UPSTREAM,
+    FetchView,
+    PeerView,
+    PlannerLimits,
+    RunRequest,
+    find_lone_seeder,
+)
 
 if TYPE_CHECKING:
     from random import Random
 
-UPSTREAM = "upstream"
-# No limit but the planner's own.
-UPSTREAM_FREE = 1 << 30
 # Peers that start together choose among so many chunks that are equally rare.
 CHANCE_WINDOW_CHUNKS = 32
 
@@ -37,147 +40,6 @@ CHANCE_WINDOW_CHUNKS = 32
 # Beside a lone seeder, who comes so late in rank takes nothing over: all who are idle at the end
 # would take the last chunk.
 RANK_BOLD_MAX = 3
-
-
-@dataclass(frozen=True, slots=True)
-class PlannerLimits:
-    """The planner's numbers; each has a unit and a reason."""
-
-    # One request carries at most this much: long enough to amortise a round trip at 100 Gb/s,
-    # short enough that losing it costs little.
-    run_bytes_max: int = 32 * 1024 * 1024
-    # Nor less, where chunks are smaller: a request costs about what so many bytes do.
-    run_bytes_min: int = 256 * 1024
-    # The hub gives a member of a swarm one chunk at a time: joiners get their share at once, and
-    # little is lost with a member that dies.
-    swarm_run_bytes_max: int = 4 * 1024 * 1024
-    # And no more than a peer gives in this time: who turns out slow holds one chunk, not eight.
-    run_s_max: float = 0.5
-    # Two runs a peer keep its disk and the wire busy while the first is being verified.
-    peer_requests_inflight_max: int = 2
-    # With so many peers that have something to give, one run each does that already; more would
-    # only make each chunk take longer.
-    many_peers: int = 4
-    # In a crowd that has only a lone seeder, so many runs of further copies at once: links are
-    # full of them, and with more each chunk comes later and is passed on later.
-    crowd_runs_max: int = 4
-    # Hubs give one connection a share of their link; so many, of the whole swarm, come near all
-    # of it. More would only make each chunk take longer, and lose more when a member dies.
-    swarm_upstream_requests_max: int = 8
-    # What one daemon alone may have under way.
-    upstream_requests_inflight_max: int = 8
-    # And so many more for readers that have waited too long: long runs leave no slot for minutes.
-    upstream_reader_requests_max: int = 2
-    # Share of the fastest peer's weight that an unmeasured or slow peer keeps: newcomers are tried.
-    weight_floor: float = 0.1
-    # A peer below this share of the fastest is of the slow class: asked for what nobody else has.
-    slow_share: float = 0.02
-    # Chunks that one planning looks at: rarest among so many is rare enough, and a plan for a
-    # blob of 100,000 chunks takes no longer than one for a thousand.
-    candidates_max: int = 256
-
-
-@dataclass(frozen=True, slots=True)
-class PeerView:
-    """
-    What is known of one peer, for one blob.
-
-    `received_bytes` are the first copies that it says it has received of the blob, `moved_bytes`
-    those of all blobs; `heard_s` is when it last spoke.
-    """
-
-    peer_id: str
-    have: Bitfield
-    intent: Bitfield
-    is_fetching: bool = False
-    can_fetch_upstream: bool = False
-    received_bytes: int = 0
-    moved_bytes: int = 0
-    heard_s: float = 0.0
-    requests_inflight: int = 0
-    rate_bps: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class FetchView:
-    """What one blob's fetch looks like from here."""
-
-    blob: BlobDigest
-    layout: Layout
-    self_id: str
-    have: Bitfield
-    inflight: Bitfield
-    peers: Sequence[PeerView] = ()
-    # Of all blobs together.
-    upstream_requests_inflight: int = 0
-    can_fetch_upstream: bool = True
-    # How many requests more the hub may be sent now, whatever the swarm's share is.
-    upstream_free: int = UPSTREAM_FREE
-    # Chunks that a reader has waited for too long, most urgent first: ownership is ignored, and
-    # one that is in flight already may be asked of one more source.
-    starving: Sequence[int] = ()
-    # Chunks in flight that take too long, slowest first: one more peer may be asked.
-    overdue: Sequence[int] = ()
-    # Chunks that a reader will need next, in order.
-    next_for_readers: Sequence[int] = ()
-    # Whom each chunk in flight was asked of.
-    asked: Mapping[int, Set[str]] = field(default_factory=dict)
-    # Missing chunks that are announced though nobody is asked for them: we have their start.
-    begun: Set[int] = frozenset()
-    # Members, we among them, that owe nothing: they make no progress, or far less than the others.
-    stalled: Set[str] = frozenset()
-    # Members that had a chunk's lease and let it run out.
-    lapsed: Mapping[int, Set[str]] = field(default_factory=dict)
-    # Remembers who owns what between plannings; None for a new one.
-    ownership: Ownership | None = None
-    # What the daemon's other fetches need of lone seeders, and this one; None for it alone.
-    needs: LoneNeeds | None = None
-    # Whether members pass on what they got from each other before all is proven.
-    relays: bool = True
-    # Whether chunks of other owners may be taken over that they have not begun.
-    may_steal: bool = False
-    # Whether what the others did lately is unknown: only readers are served then.
-    is_fenced: bool = False
-    # Of many that may be starting now: whoever of them would be an owner begins.
-    expected: Set[str] = frozenset()
-    # Runs of further copies that are under way and move.
-    further_runs_inflight: int = 0
-    # Whether more daemons are known than talk to each other: those we ask serve few at once.
-    is_crowded: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RunRequest:
-    """
-    Ask source_id for the consecutive chunks first..last, both included.
-
-    `is_first_copy`: nobody else can give them, so the intent is announced.
-    """
-
-    source_id: str
-    first: int
-    last: int
-    is_first_copy: bool = False
-    is_second_source: bool = False
-    # Of another owner, who had not begun it.
-    is_stolen: bool = False
-
-    @property
-    def chunk_indexes(self) -> range:
-        """Return the chunks of the run."""
-        return range(self.first, self.last + 1)
-
-
-def find_lone_seeder(peers: Sequence[PeerView]) -> PeerView | None:
-    """
-    Return the one complete peer of a swarm, when others still fetch.
-
-    Its line is to the swarm what the hub's is: every byte that it sends twice, one of the others
-    could have sent.
-    """
-    complete = [p for p in peers if p.have.is_full()]
-    others_fetch = any(p.is_fetching and not p.have.is_full() for p in peers)
-    return complete[0] if len(complete) == 1 and others_fetch else None
 
 
 class _Draft:
@@ -278,14 +140,14 @@ def plan_requests(view: FetchView, *, limits: PlannerLimits, random: Random) -> 
         but a starving or an overdue one, from one more source.
     """
     draft = _Draft(view, limits)
-    owes = draft.needs.owes(view.blob)
+    owes = False
     _plan_second_sources(draft)
     if draft.missing:
         first_copies = _find_first_copies(draft)
         _plan_peer_runs(draft, first_copies, random)
         owes = _plan_first_copies(draft, first_copies)
     if draft.lone is not None and draft.is_lone_needed:
-        draft.needs.note(view.blob, draft.lone.peer_id, owes=owes and bool(draft.missing))
+        draft.needs.note(view.blob, draft.lone.peer_id, owes=owes)
     else:
         draft.needs.forget(view.blob)
     return draft.requests
@@ -440,8 +302,9 @@ def _plan_first_copies(draft: _Draft, first_copies: Bitfield) -> bool:
     for index in view.starving:
         if index in draft.missing and index in first_copies and _has_urgent_slot(draft, source_id):
             draft.take(source_id, index, nothing, 0, is_first=True)
-    if draft.slots[source_id] <= 0 or view.is_fenced:
-        return draft.needs.owes(view.blob)
+    slots = draft.slots[source_id]
+    if view.is_fenced or (slots <= 0 and draft.lone is None):
+        return False
     bytes_max = draft.limits.run_bytes_max
     if draft.lone is not None:
         bytes_max = draft.run_bytes_of(draft.lone)
@@ -453,12 +316,16 @@ def _plan_first_copies(draft: _Draft, first_copies: Bitfield) -> bool:
         owners=draft.owners,
         is_upstream=draft.lone is None,
         # And one chunk more, to know whether anything is left.
-        bytes_max=draft.slots[source_id] * max(bytes_max, CHUNK_SIZE_BYTES) + 1,
+        bytes_max=max(0, slots) * max(bytes_max, CHUNK_SIZE_BYTES) + 1,
     )
-    share_bytes = view.layout.measure(owned) // draft.slots[source_id]
+    if slots <= 0:
+        return bool(owned)
+    share_bytes = view.layout.measure(owned) // slots
     bytes_max = min(bytes_max, max(share_bytes, draft.limits.run_bytes_min))
     preferred = [i for i in view.next_for_readers if i in owned]
-    for index in [*preferred, *_in_our_order(view, owned, draft.owners)]:
+    is_turn = draft.needs.is_turn_of(view.blob, source_id)
+    others = _in_our_order(view, owned, draft.owners) if is_turn else iter(())
+    for index in chain(preferred, others):
         if index in draft.missing and draft.slots[source_id] > 0:
             draft.take(source_id, index, owned, bytes_max, is_first=True)
     # A thief's own chunks come first, those of its other blobs too.

@@ -20,7 +20,7 @@ from typing import TypeVar
 from p2pcache.clock import Clock
 from p2pcache.core.pace import Pace
 from p2pcache.core.peers import BlameBook, Fault
-from p2pcache.core.planner import PlannerLimits
+from p2pcache.core.views import PlannerLimits
 from p2pcache.engine.budget import (
     UPSTREAM_REQUESTS_INFLIGHT_MAX as UPSTREAM_REQUESTS_INFLIGHT_MAX,
 )

@@ -24,9 +24,9 @@ from p2pcache.core.fetchevents import (
     Look,
     RunEnded,
 )
-from p2pcache.core.planner import UPSTREAM, RunRequest
 from p2pcache.core.tenure import LEASE_S
 from p2pcache.core.transitions import Outcome
+from p2pcache.core.views import UPSTREAM, RunRequest
 from p2pcache.engine.context import Context
 from p2pcache.engine.fetchstate import FetchState
 from p2pcache.engine.peer import Peer
@@ -225,6 +225,13 @@ class Dispatcher:
                 run.peer.note_run(sink.received_bytes, elapsed_s)
             self._note_end(run_id, run, outcome, failure)
             self._listeners.on_end()
+            self._pass_turn(run.request.source_id)
+
+    def _pass_turn(self, source_id: str) -> None:
+        """Wake the fetch that needs most what a peer has a place for now."""
+        blob = self._context.pace.needs.find_first_owing(source_id)
+        if blob is not None:
+            self._swarm.nudge(blob)
 
     async def _guard_pace(self, run: _Run) -> None:
         """

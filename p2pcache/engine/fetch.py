@@ -22,8 +22,8 @@ from p2pcache.core.digest import BlobDigest, ChunkDigest
 from p2pcache.core.fetchevents import ChunkStored
 from p2pcache.core.layout import FIXED_LAYOUT, Layout
 from p2pcache.core.messages import SwarmEntry
-from p2pcache.core.planner import UPSTREAM
 from p2pcache.core.verify import BlobProof, digest_of, verify_chunk
+from p2pcache.core.views import UPSTREAM
 from p2pcache.engine.context import Context
 from p2pcache.engine.dispatch import Dispatcher, RunListeners
 from p2pcache.engine.fetchstate import FetchOrder, FetchState, Suspect

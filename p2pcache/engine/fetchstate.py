@@ -3,7 +3,7 @@ Owns what is known of one blob while it is being fetched.
 
 Knows nothing of tasks or threads: it is asked and told.
 Invariants: only the event loop changes it; a chunk that is here has a source.
-Source: design.md §6; core.planner for the views made here.
+Source: design.md §6; core.views for the views made here.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from p2pcache.core.fetchmachine import FetchMachine
 from p2pcache.core.layout import Layout
 from p2pcache.core.messages import SwarmEntry
 from p2pcache.core.pace import Pace
-from p2pcache.core.planner import UPSTREAM, PeerView, PlannerLimits, find_lone_seeder
 from p2pcache.core.upstream import UpstreamLocation
+from p2pcache.core.views import UPSTREAM, PeerView, PlannerLimits, find_lone_seeder
 from p2pcache.engine.peer import Peer
 from p2pcache.errors import P2PCacheError
 from p2pcache.store.partial import LIKENESS_SOURCE

@@ -14,12 +14,23 @@ from dataclasses import replace
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.messages import SwarmEntry
 from p2pcache.core.neighbours import Neighbourhood
+from p2pcache.core.views import PlannerLimits
 from p2pcache.engine.peer import Peer
 
 # Who chose us as its neighbour, and fetches, speaks to us more often than this.
 RECENT_S = 3.0
 # Of complete peers that are not near, so many are more than enough to receive from.
 FAR_COMPLETE_MAX = 4
+
+
+def is_worth_a_look(peer: Peer, known_count: int, *, limits: PlannerLimits) -> bool:
+    """
+    Return whether news of a peer may lead to a request at once.
+
+    Among several peers each is asked for one run at a time. Most news is of those who send to us
+    just then: fetches look when that ends, and now and then anyway.
+    """
+    return not peer.requests_inflight or known_count < limits.many_peers
 
 
 def find_fetching(blob: BlobDigest, peers: Iterable[Peer]) -> list[str]:

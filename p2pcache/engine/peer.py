@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.messages import CREW_AGE_MS_MAX, CrewWord, SwarmEntry
-from p2pcache.core.planner import PeerView
+from p2pcache.core.views import PeerView
 
 # What one peer may make us remember; the oldest entries go first.
 ENTRIES_PER_PEER_MAX = 20_000

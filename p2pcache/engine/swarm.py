@@ -26,7 +26,13 @@ from p2pcache.core.neighbours import Neighbourhood
 from p2pcache.core.rendezvous import find_owner
 from p2pcache.discovery.base import Candidate
 from p2pcache.engine.context import Context
-from p2pcache.engine.gossip import add_crew, filter_heard, find_fetching, hear_crew
+from p2pcache.engine.gossip import (
+    add_crew,
+    filter_heard,
+    find_fetching,
+    hear_crew,
+    is_worth_a_look,
+)
 from p2pcache.engine.peer import Peer
 from p2pcache.engine.peerlink import PeerLink
 from p2pcache.errors import P2PCacheError, PeerGoneError
@@ -192,6 +198,12 @@ class Swarm:
         """Stop speaking of a blob; who asks is told what is on the shelf."""
         self._reporters.pop(blob, None)
         self._listeners.pop(blob, None)
+
+    def nudge(self, blob: BlobDigest) -> None:
+        """Let a blob's fetch look again: somebody it may be waiting for has news, or is free."""
+        listen = self._listeners.get(blob)
+        if listen is not None:
+            listen()
 
     def note_change(self) -> None:
         """Tell the neighbours soon: something was received, begun or given up."""
@@ -443,12 +455,12 @@ class Swarm:
         if peer is None:
             return
         now_s = self._context.clock.monotonic_s()
+        may_ask = is_worth_a_look(peer, len(self.peers), limits=self._context.limits)
         for entry in entries:
             is_news = peer.hear(entry, now_s=now_s)
             hear_crew(entry, self.neighbourhood, self.peers, now_s=now_s)
-            listener = self._listeners.get(entry.blob)
-            if listener is not None and is_news:
-                listener()
+            if is_news and may_ask:
+                self.nudge(entry.blob)
 
     def _is_home(self, address: _Address) -> bool:
         """Return whether a peer of the table is reached at this address."""

@@ -12,8 +12,8 @@ from typing import Protocol
 
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
-from p2pcache.core.planner import RunRequest
 from p2pcache.core.verify import VerifiedChunk
+from p2pcache.core.views import RunRequest
 
 
 class ChunkSink(Protocol):

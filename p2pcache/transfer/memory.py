@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
-from p2pcache.core.planner import RunRequest
 from p2pcache.core.verify import digest_of, verify_chunk
+from p2pcache.core.views import RunRequest
 from p2pcache.transfer.base import ChunkSink
 
 

@@ -14,8 +14,8 @@ from http import HTTPStatus
 
 from p2pcache.core.digest import BlobDigest, ChunkDigest
 from p2pcache.core.layout import Layout
-from p2pcache.core.planner import RunRequest
 from p2pcache.core.verify import verify_chunk
+from p2pcache.core.views import RunRequest
 from p2pcache.errors import (
     BlobCorruptError,
     InvalidDigestError,

@@ -16,7 +16,6 @@ from http import HTTPStatus
 from p2pcache.clock import Clock, SystemClock
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
-from p2pcache.core.planner import UPSTREAM, RunRequest
 from p2pcache.core.ranges import parse_content_range
 from p2pcache.core.upstream import (
     REDIRECT_STATUSES,
@@ -27,6 +26,7 @@ from p2pcache.core.upstream import (
     origin_of,
 )
 from p2pcache.core.verify import verify_chunk
+from p2pcache.core.views import UPSTREAM, RunRequest
 from p2pcache.errors import UpstreamProtocolError, UpstreamUnreachableError
 from p2pcache.transfer.base import ChunkSink
 from p2pcache.transfer.buffers import thread_buffer

@@ -24,6 +24,7 @@ from tests.discovery.link import find_obstacle
 
 OBSTACLE = find_obstacle()
 MIB = 1 << 20
+BRIDGE_SETTINGS = "/proc/sys/net/bridge"
 
 
 def test_run_on_loopback_has_a_whole_outcome(tmp_path: Path) -> None:
@@ -56,7 +57,9 @@ def test_shaped_machines_have_their_rates_and_go_at_the_end() -> None:
         near, far = network.machines["a"], network.machines["b"]
         network.shape("a", LinkRate(up_mbit_s=200.0, down_mbit_s=100.0))
         assert "rate 200Mbit" in show_queues(near.namespace)
-        assert "rate 100Mbit" in show_queues(f"p2pswarm-{os.getpid()}-sw")
+        switch = f"p2pswarm-{os.getpid()}-sw"
+        assert "rate 100Mbit" in show_queues(switch)
+        assert "1" not in show_filters(switch)
         listener = far.run(socket.create_server, (far.address, 0))
         before = near.count_sent_bytes() or 0
         with near.run(socket.create_connection, listener.getsockname()) as sender:
@@ -80,3 +83,9 @@ def show_queues(namespace: str) -> str:
     """Return what tc(8) says of a namespace."""
     command = ["tc", "-n", namespace, "qdisc", "show"]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def show_filters(switch: str) -> str:
+    """Return, for each kind of frame, whether a switch's packet filter sees it; "" without one."""
+    command = ["ip", "netns", "exec", switch, "sh", "-c", f"cat {BRIDGE_SETTINGS}/*-call-*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout

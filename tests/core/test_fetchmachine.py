@@ -46,7 +46,6 @@ from p2pcache.core.pace import (
     Pace,
 )
 from p2pcache.core.patience import FIRST_WAIT_S
-from p2pcache.core.planner import UPSTREAM, PeerView, PlannerLimits, RunRequest
 from p2pcache.core.readers import READER_PATIENCE_S
 from p2pcache.core.rendezvous import find_owner
 from p2pcache.core.tenure import LEASE_S, PROGRESS_BYTES_MIN
@@ -58,6 +57,7 @@ from p2pcache.core.transitions import (
     ChunkState,
     Outcome,
 )
+from p2pcache.core.views import UPSTREAM, PeerView, PlannerLimits, RunRequest
 from p2pcache.errors import UpstreamRateLimitedError, UpstreamUnreachableError
 
 BLOB = BlobDigest("sha256", "5d" * 32)

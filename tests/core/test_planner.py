@@ -21,16 +21,16 @@ from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import CHUNK_SIZE_BYTES, Layout
 from p2pcache.core.needs import LoneNeeds
 from p2pcache.core.ownership import OWNERS_MAX
-from p2pcache.core.planner import (
+from p2pcache.core.planner import plan_requests
+from p2pcache.core.rendezvous import find_highest, find_owner, rank_owners
+from p2pcache.core.views import (
     UPSTREAM,
     FetchView,
     PeerView,
     PlannerLimits,
     RunRequest,
     find_lone_seeder,
-    plan_requests,
 )
-from p2pcache.core.rendezvous import find_highest, find_owner, rank_owners
 
 BLOB = BlobDigest("sha256", "0" * 64)
 SELF_ID = "f" * 32
@@ -726,6 +726,7 @@ def test_plan_lone_seeder_is_asked_by_each_of_several_for_one_run(others: int, r
 
 
 OTHER_BLOB = BlobDigest("sha256", "1" * 64)
+EARLIER_BLOB = BlobDigest("gitsha1", "0" * 40)
 
 
 @pytest.mark.parametrize(("owes", "is_taken"), [(False, True), (True, False)])
@@ -776,6 +777,45 @@ def test_plan_says_what_it_needs_of_a_lone_seeder_until_all_is_spread() -> None:
     assert needs.is_needed_elsewhere(OTHER_BLOB, make_id(50)), "nobody has it yet"
     plan(replace(waiting, have=Bitfield.full(32), inflight=Bitfield(32)))
     assert not needs.is_needed_elsewhere(OTHER_BLOB, make_id(50))
+
+
+def make_two_blobs(*, owes: bool) -> tuple[LoneNeeds, FetchView]:
+    """Make what two blobs need of a lone seeder: another one, and BLOB, whose name comes later."""
+    needs = LoneNeeds()
+    needs.note(EARLIER_BLOB, make_id(50), owes=owes)
+    members = [make_peer(n, Bitfield(32), is_fetching=True) for n in range(1, 4)]
+    seeder = make_peer(50, Bitfield.full(32))
+    return needs, make_view(32, seeder, *members, can_fetch_upstream=False, needs=needs)
+
+
+def test_plan_leaves_the_lone_seeder_to_the_blob_that_comes_first() -> None:
+    """Files come one after the other, so that each is proven while the next one comes."""
+    needs, view = make_two_blobs(owes=True)
+    assert plan(view) == []
+    assert needs.find_first_owing(make_id(50)) == EARLIER_BLOB, "both wait for the place"
+    needs.note(EARLIER_BLOB, make_id(50), owes=False)
+    assert needs.find_first_owing(make_id(50)) == BLOB, "it said so while it waited"
+    (request,) = plan(view)
+    assert request.source_id == make_id(50)
+    needs.note(EARLIER_BLOB, make_id(49), owes=True)
+    assert plan(view), "that is another seeder's line"
+
+
+def test_plan_asks_the_lone_seeder_for_a_readers_chunk_whatever_comes_first() -> None:
+    """Somebody waits for it."""
+    _, view = make_two_blobs(owes=True)
+    ids = [SELF_ID, *(p.peer_id for p in view.peers if p.is_fetching)]
+    ours = [i for i in range(32) if find_owner(BLOB, i, ids) == SELF_ID]
+    assert chunks_of(plan(replace(view, next_for_readers=ours[1:2]))) == ours[1:2]
+
+
+def test_plan_that_is_fenced_makes_no_other_blob_wait() -> None:
+    """Who may not ask for what it owes would keep the seeder's line empty."""
+    needs, view = make_two_blobs(owes=False)
+    plan(view)
+    assert needs.find_first_owing(make_id(50)) == BLOB
+    plan(replace(view, is_fenced=True))
+    assert needs.find_first_owing(make_id(50)) is None
 
 
 # --- a crowd with a lone seeder ---

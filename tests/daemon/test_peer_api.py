@@ -19,8 +19,8 @@ import pytest
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.layout import Layout
 from p2pcache.core.messages import Exchange, Hello, SwarmEntry, snapshot_from_json, table_from_json
-from p2pcache.core.planner import PlannerLimits
 from p2pcache.core.verify import digest_of
+from p2pcache.core.views import PlannerLimits
 from p2pcache.daemon import app, peer_api
 from tests.daemon.conftest import Serve
 from tests.daemon.local import Served

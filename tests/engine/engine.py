@@ -22,10 +22,10 @@ from aiohttp import web
 from p2pcache.clock import Clock, SystemClock
 from p2pcache.core.credentials import Credentials
 from p2pcache.core.layout import Layout
-from p2pcache.core.planner import UPSTREAM, PlannerLimits
 from p2pcache.core.refs import ModelReference
 from p2pcache.core.snapshot import FileEntry, Snapshot
 from p2pcache.core.verify import verify_chunk
+from p2pcache.core.views import UPSTREAM, PlannerLimits
 from p2pcache.daemon.app import make_peer_app
 from p2pcache.discovery.base import Candidate
 from p2pcache.engine.budget import UpstreamBudget

@@ -19,7 +19,7 @@ import pytest
 from p2pcache.clock import ManualClock
 from p2pcache.core.credentials import ANONYMOUS
 from p2pcache.core.layout import Layout
-from p2pcache.core.planner import RunRequest
+from p2pcache.core.views import RunRequest
 from p2pcache.engine import caps as module
 from p2pcache.engine.caps import Caps, Pacer
 from p2pcache.engine.settings import EngineSettings

@@ -21,7 +21,7 @@ from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
 from p2pcache.errors import BlobNotFoundError, ChunkNotYetError, NoSourceError
 from p2pcache.store.partial import FilePartial
-from tests.engine.conftest import CHUNK_BYTES, REPO, WEIGHTS, MakeCache
+from tests.engine.conftest import CHUNK_BYTES, REPO, WEIGHTS, MakeCache, MakePeer
 from tests.engine.engine import Engine, eventually, let_run, list_open_files
 from tests.engine.fakepeer import sha256_name
 from tests.hub import Hub
@@ -106,6 +106,22 @@ async def test_fetch_that_every_job_left_is_stopped_and_keeps_what_it_has(
     again = await engine.start_fetch(REPO, NAME)
     await again.result()
     assert again.fetch.state.bytes_from["disk"] >= 4 * CHUNK_BYTES
+
+
+async def test_place_that_a_run_leaves_is_offered_to_the_blob_that_comes_first(
+    engine: Engine, hub: Hub, make_peer: MakePeer
+) -> None:
+    """A fetch that waits for a lone seeder hears when another one's run has ended there."""
+    peer = await make_peer(WEIGHTS)
+    await engine.meet(peer.address)
+    await engine.find(REPO, NAME)
+    other, woken = sha256_name(b"another"), list[int]()
+    engine.cache.swarm.register(other, lambda: None, lambda: woken.append(1))
+    engine.context.pace.needs.note(other, peer.peer_id, owes=True)
+    hub.set_faults(refuse_status=503)
+    await (await engine.start_fetch(REPO, NAME)).result()
+    assert peer.sent_chunks
+    assert woken
 
 
 async def test_fetch_with_a_reader_goes_on_without_its_jobs(engine: Engine, hub: Hub) -> None:

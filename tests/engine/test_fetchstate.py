@@ -18,8 +18,8 @@ from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import CHUNK_SIZE_BYTES, Layout
 from p2pcache.core.messages import SwarmEntry
 from p2pcache.core.pace import Pace
-from p2pcache.core.planner import PlannerLimits
 from p2pcache.core.upstream import UpstreamLocation
+from p2pcache.core.views import PlannerLimits
 from p2pcache.engine.fetchstate import COMING_S, FetchOrder, FetchState
 from p2pcache.engine.peer import Peer
 

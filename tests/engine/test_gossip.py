@@ -8,6 +8,8 @@ Source: engine/gossip.py; design.md §9.
 
 from __future__ import annotations
 
+import pytest
+
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
@@ -15,12 +17,14 @@ from p2pcache.core.messages import CREW_AGE_MS_MAX, CrewWord, SwarmEntry
 from p2pcache.core.neighbours import RANKS_HEARD, Neighbourhood
 from p2pcache.core.ownership import OWNERS_MAX
 from p2pcache.core.rendezvous import find_highest
+from p2pcache.core.views import PlannerLimits
 from p2pcache.engine.gossip import (
     FAR_COMPLETE_MAX,
     add_crew,
     filter_heard,
     find_fetching,
     hear_crew,
+    is_worth_a_look,
 )
 from p2pcache.engine.peer import Peer
 
@@ -123,3 +127,15 @@ def test_peer_that_spoke_a_moment_ago_counts_though_we_never_ask_it() -> None:
     peers[visitor].hear(make_entry(), now_s=100.0)
     assert peers[visitor] in filter_heard(BLOB, peers.values(), hood, now_s=102.0)
     assert peers[visitor] not in filter_heard(BLOB, peers.values(), hood, now_s=104.0)
+
+
+@pytest.mark.parametrize(
+    ("requests_inflight", "known_count", "is_worth"),
+    [(0, 7, True), (1, 7, False), (1, 3, True), (0, 1, True)],
+)
+def test_news_of_who_has_no_place_for_us_is_worth_no_look(
+    requests_inflight: int, known_count: int, is_worth: bool
+) -> None:
+    """Among few peers each is asked for two runs at a time, so that news may lead to a second."""
+    peer = Peer(IDS[0], "a", "10.0.0.1", 1, requests_inflight=requests_inflight)
+    assert is_worth_a_look(peer, known_count, limits=PlannerLimits()) is is_worth

@@ -21,10 +21,10 @@ from p2pcache.core.credentials import ANONYMOUS
 from p2pcache.core.layout import FIXED_LAYOUT, Layout
 from p2pcache.core.messages import table_to_json
 from p2pcache.core.patience import FAILURES_IN_A_ROW_MAX
-from p2pcache.core.planner import UPSTREAM
 from p2pcache.core.rendezvous import find_owner
 from p2pcache.core.tensors import FIRST_HEAD_BYTES
 from p2pcache.core.verify import verify_chunk
+from p2pcache.core.views import UPSTREAM
 from p2pcache.engine import layouts
 from p2pcache.engine.fetches import ActiveFetch
 from p2pcache.errors import NotFoundError, P2PCacheError, SourceError

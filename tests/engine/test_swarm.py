@@ -123,6 +123,30 @@ async def test_visitor_that_asks_about_nothing_of_ours_does_not_delay_our_news(
         assert (address.visited_s > 0.0) is is_counted
 
 
+async def test_news_of_a_peer_that_sends_to_us_wakes_no_fetch(
+    make_cache: MakeCache, make_peer: MakePeer
+) -> None:
+    """A fetch that looked at every word of those it waits for would look in vain all day long."""
+    engine = await make_cache()
+    peers = [await make_peer(number=n) for n in range(1, 5)]
+    for peer in peers:
+        await engine.meet(peer.address)
+    swarm, woken = engine.cache.swarm, list[int]()
+    swarm.register(BLOB, lambda: None, lambda: woken.append(1))
+    first = peers[0]
+    host, port = first.address.rpartition(":")[::2]
+    says_more = make_exchange(1, int(port), blobs=1)
+    nothing = Bitfield(says_more.entries[0].have.length)
+    says_less = replace(says_more, entries=(replace(says_more.entries[0], have=nothing),))
+    known = swarm.peers[first.peer_id]
+    for requests_inflight, is_woken in [(1, False), (0, True)]:
+        known.requests_inflight = requests_inflight
+        woken.clear()
+        await swarm.answer(says_less, host)
+        await swarm.answer(says_more, host)
+        assert bool(woken) is is_woken
+
+
 async def test_visitor_that_never_stops_is_visited_all_the_same(
     engine: Engine, make_peer: MakePeer
 ) -> None:

@@ -27,7 +27,7 @@ CHUNK_BYTES = 4 * 1024 * 1024
 WEIGHTS_BYTES = 10 * CHUNK_BYTES - 1000
 # Upstream bytes ÷ model, whatever a single peer does; beside it only what was lost with a peer.
 AMPLIFICATION_MAX = 1.05
-# Of one blob, by each daemon: core.planner's upstream_requests_inflight_max.
+# Of one blob, by each daemon: core.views's upstream_requests_inflight_max.
 REQUESTS_MAX = 4
 # What a cut connection costs: what a socket holds that nobody reads any more, and a piece of
 # what was read and not kept.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from p2pcache.core.messages import SwarmEntry
 from p2pcache.core.neighbours import Neighbourhood
-from p2pcache.engine.gossip import add_crew, find_fetching, hear_crew
+from p2pcache.engine.gossip import add_crew, find_fetching, hear_crew, is_worth_a_look
 from p2pcache.engine.peer import Peer
 from p2pcache.engine.peerlink import REQUEST_S_MAX
 from p2pcache.engine.swarm import (
@@ -287,4 +287,6 @@ class Exchange:
             now_s = self._member.now_s
             self.peers[other_id].hear(entry, now_s=now_s)
             hear_crew(entry, self.neighbourhood, self.peers, now_s=now_s)
-            self._member.wake()
+            limits = self._member.swarm.setting.limits
+            if is_worth_a_look(self.peers[other_id], len(self.peers), limits=limits):
+                self._member.wake()

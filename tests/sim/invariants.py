@@ -15,8 +15,8 @@ from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.fetchevents import Action, Ask, Look
 from p2pcache.core.ownership import OWNERS_MAX
 from p2pcache.core.pace import EXTRA_SHARE_MAX
-from p2pcache.core.planner import UPSTREAM, PeerView, find_lone_seeder
 from p2pcache.core.rendezvous import find_highest, find_owner
+from p2pcache.core.views import UPSTREAM, PeerView, find_lone_seeder
 from tests.sim.setting import BLOB
 
 if TYPE_CHECKING:

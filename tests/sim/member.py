@@ -18,11 +18,11 @@ from p2pcache.core.fetchevents import Accuse, Ask, Cancel, ChunkStored, Look, Ru
 from p2pcache.core.messages import SwarmEntry
 from p2pcache.core.pace import Pace
 from p2pcache.core.peers import BlameBook, Fault
-from p2pcache.core.planner import UPSTREAM, RunRequest
 from p2pcache.core.tenure import LEASE_S
 from p2pcache.core.transitions import Outcome
 from p2pcache.core.turns import UploadTurns
 from p2pcache.core.upstream import UpstreamLocation
+from p2pcache.core.views import UPSTREAM, RunRequest
 from p2pcache.engine.budget import UpstreamBudget
 from p2pcache.engine.fetch import PROOF_ATTEMPTS_MAX, REPLAN_INTERVAL_S
 from p2pcache.engine.fetchstate import FetchOrder, FetchState

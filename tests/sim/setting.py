@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import CHUNK_SIZE_BYTES, Layout
-from p2pcache.core.planner import PlannerLimits
+from p2pcache.core.views import PlannerLimits
 
 BLOB = BlobDigest("sha256", "ab" * 32)
 MEGABIT_BPS = 125_000

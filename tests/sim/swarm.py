@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import partial
 from random import Random
 
-from p2pcache.core.planner import UPSTREAM
+from p2pcache.core.views import UPSTREAM
 from tests.sim.invariants import Invariants
 from tests.sim.member import Member
 from tests.sim.network import Network

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from p2pcache.core.planner import UPSTREAM
 from p2pcache.core.transitions import Outcome
+from p2pcache.core.views import UPSTREAM
 
 if TYPE_CHECKING:
     from tests.sim.transfers import Transfer

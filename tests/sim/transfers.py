@@ -15,8 +15,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from p2pcache.core.fetchevents import RunEnded
-from p2pcache.core.planner import UPSTREAM, RunRequest
 from p2pcache.core.transitions import Outcome
+from p2pcache.core.views import UPSTREAM, RunRequest
 from p2pcache.engine.budget import UPSTREAM_REQUESTS_INFLIGHT_MAX
 from p2pcache.engine.context import PEER_THREADS_MAX
 from p2pcache.engine.dispatch import PACE_INTERVAL_S

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from p2pcache.core.planner import RunRequest
 from p2pcache.core.upstream import UpstreamLocation
+from p2pcache.core.views import RunRequest
 from p2pcache.errors import StoreFullError
 from p2pcache.transfer.base import RunCancelled, Source
 from p2pcache.transfer.connection import ConnectionPool

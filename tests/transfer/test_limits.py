@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import pytest
 
 from p2pcache.clock import ManualClock
-from p2pcache.core.planner import UPSTREAM, RunRequest
 from p2pcache.core.upstream import UpstreamLocation
+from p2pcache.core.views import UPSTREAM, RunRequest
 from p2pcache.errors import PeerUnreachableError, UpstreamRateLimitedError
 from p2pcache.transfer.connection import ConnectionPool
 from p2pcache.transfer.peer import PeerSource

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pytest
 
-from p2pcache.core.planner import RunRequest
+from p2pcache.core.views import RunRequest
 from p2pcache.errors import ChunkMismatchError
 from p2pcache.transfer.memory import MemorySource
 from tests.samples import PEER_ID, Sample

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from p2pcache.core.planner import RunRequest
+from p2pcache.core.views import RunRequest
 from p2pcache.errors import (
     ChunkMismatchError,
     P2PCacheError,

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from p2pcache.clock import Clock, ManualClock
-from p2pcache.core.planner import UPSTREAM, RunRequest
 from p2pcache.core.upstream import REDIRECTS_MAX, UpstreamLocation
+from p2pcache.core.views import UPSTREAM, RunRequest
 from p2pcache.errors import (
     EntryNotFoundError,
     GatedRepositoryError,
