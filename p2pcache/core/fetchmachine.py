@@ -313,7 +313,7 @@ class FetchMachine:
         self._watch(peers, now_s, is_distrusted=look.is_distrusted, is_cut_off=is_cut_off)
         is_hopeless = not look.can_fetch_upstream or self.patience.is_given_up()
         for index in self.begun - set(self.inflight):
-            if is_hopeless or self._self_id in self.stalled or any(index in p.have for p in peers):
+            if is_hopeless or self.is_stalled() or any(index in p.have for p in peers):
                 self._drop_intent(index)
         is_fenced = self.fence.look(peers, now_s=now_s)
         starving = self.readers.find_starving(self.have, now_s=now_s)
@@ -378,6 +378,10 @@ class FetchMachine:
                 peer = replace(peer, requests_inflight=max(busy, peer.requests_inflight))
             seen.append(peer)
         return seen
+
+    def is_stalled(self) -> bool:
+        """Return whether we are too slow to bring what others wait for."""
+        return self._self_id in self.stalled
 
     def is_anyone_asked(self) -> bool:
         """Return whether a run from a peer is under way."""

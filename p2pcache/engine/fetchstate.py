@@ -145,7 +145,8 @@ class FetchState:
             self.find_shareable(),
             self.machine.intent.copy(),
             is_fetching=not self.is_published,
-            can_fetch_upstream=can_fetch_upstream,
+            # Who gave itself up says so: those who did not see it would wait for what it owes.
+            can_fetch_upstream=can_fetch_upstream and not self.machine.is_stalled(),
             received_bytes=self.machine.first_copy_bytes,
         )
 
