@@ -36,6 +36,7 @@ from p2pcache.core.pace import Pace
 from p2pcache.core.patience import Patience
 from p2pcache.core.planner import plan_requests
 from p2pcache.core.readers import Readers
+from p2pcache.core.rests import Rests
 from p2pcache.core.tenure import Tenure
 from p2pcache.core.transitions import (
     BROKEN_REST_S,
@@ -108,8 +109,7 @@ class FetchMachine:
         self.readers = Readers()
         self.patience = Patience()
         self.refused: dict[str, Bitfield] = {}
-        self.resting_until_s: dict[str, float] = {}
-        self.shunned_until_s: dict[str, float] = {}
+        self.rests = Rests()
         # First copies that came, in bytes off the wire.
         self.first_copy_bytes = 0
         self.stalled: set[str] = set()
@@ -263,17 +263,16 @@ class FetchMachine:
         consequence = CONSEQUENCES[event.outcome]
         if event.outcome is Outcome.DELIVERED:
             self._refusals[peer_id] = 0
-            self.shunned_until_s.pop(peer_id, None)
+            self.rests.forgive(peer_id)
         if event.outcome in (Outcome.REFUSED, Outcome.BUSY):
             self._refusals[peer_id] += 1
         if consequence.rest_s:
-            until_s = now_s + consequence.rest_s
-            resting = self.shunned_until_s if consequence.is_shunned else self.resting_until_s
-            resting[peer_id] = max(until_s, resting.get(peer_id, 0.0))
+            leave_alone = self.rests.shun if consequence.is_shunned else self.rests.rest
+            leave_alone(peer_id, now_s + consequence.rest_s)
         for index in self._find_refused(consequence.refusal, event, request):
             self.refuse(peer_id, index)
         if self._is_word_broken(event, request):
-            self.shunned_until_s[peer_id] = now_s + CRAWLER_REST_S
+            self.rests.shun(peer_id, now_s + CRAWLER_REST_S)
         if consequence.fault is None:
             return []
         return [Accuse(peer_id, consequence.fault, consequence.is_ban)]
@@ -369,11 +368,11 @@ class FetchMachine:
         """
         seen = []
         for peer in peers:
-            if now_s < self.shunned_until_s.get(peer.peer_id, 0.0):
+            if self.rests.is_shunned(peer.peer_id, now_s=now_s):
                 peer = replace(peer, have=Bitfield(self.have.length))
             elif peer.peer_id in self.refused:
                 peer = replace(peer, have=peer.have - self.refused[peer.peer_id])
-            if now_s < self.resting_until_s.get(peer.peer_id, 0.0):
+            if self.rests.is_resting(peer.peer_id, now_s=now_s):
                 busy = self._limits.peer_requests_inflight_max
                 peer = replace(peer, requests_inflight=max(busy, peer.requests_inflight))
             seen.append(peer)
@@ -398,13 +397,11 @@ class FetchMachine:
 
     def list_tried(self) -> list[str]:
         """Return the peers that were asked and did not give what they were asked for."""
-        return list({**self.refused, **self.resting_until_s, **self.shunned_until_s})
+        return list(dict.fromkeys([*self.refused, *self.rests.list_peers()]))
 
     def is_anyone_resting(self, *, now_s: float) -> bool:
         """Return whether a peer that broke off or refused will be asked again soon."""
-        soon_s = now_s + BROKEN_REST_S
-        rests = [*self.resting_until_s.values(), *self.shunned_until_s.values()]
-        return any(now_s < until_s <= soon_s for until_s in rests)
+        return self.rests.find_next_end_s(now_s=now_s) <= BROKEN_REST_S
 
     def _note_received(self, run: Run, received_bytes: int) -> None:
         new_bytes = max(0, received_bytes - run.received_bytes)
@@ -532,9 +529,9 @@ class FetchMachine:
         until_s = now_s + OVERDUE_REST_S
         if has_other:
             # Its other chunks go elsewhere too; it is tried again once it has given what it owes.
-            self.resting_until_s[run.request.source_id] = until_s
+            self.rests.rest(run.request.source_id, until_s)
         elif can_ask_hub and run.is_standing(length, now_s=now_s):
-            self.shunned_until_s[run.request.source_id] = until_s
+            self.rests.shun(run.request.source_id, until_s)
         else:
             return False
         run.is_cancelled = True

@@ -44,7 +44,8 @@ log = logging.getLogger(__name__)
 # Makes a file known that was published: its stamp and its chunk table.
 Recorder = Callable[[FileStamp, ChunkTable], Awaitable[None]]
 
-# The plan is looked at again this often even when nothing happens: leases and waits expire.
+# The plan is looked at again this often even when nothing happens, and when the rest of a busy peer
+# ends: leases and waits expire.
 REPLAN_INTERVAL_S = 0.25
 # Peers that fall silent together are back together: a switch, a host that stood still for a
 # moment. A pull does not end over that.
@@ -318,8 +319,13 @@ class BlobFetch:
             dispatcher.send_planned()
             self._check_hope(dispatcher)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(REPLAN_INTERVAL_S):
+                async with asyncio.timeout(self._find_pause_s()):
                     await self._wake.wait()
+
+    def _find_pause_s(self) -> float:
+        """Return after how long to look again though nobody says anything."""
+        now_s = self._context.clock.monotonic_s()
+        return min(REPLAN_INTERVAL_S, self.state.machine.rests.find_next_end_s(now_s=now_s))
 
     def _check_hope(self, dispatcher: Dispatcher) -> None:
         """Give up when the disk failed, or when nobody who could help is left."""

@@ -513,7 +513,7 @@ def test_run_that_is_overdue_and_has_brought_nothing_goes_to_another_peer(
     late_s = 100.0 + 1.4 * limit_s
     assert cancels_of(look(machine, slow, other, now_s=late_s)) == [1]
     end(machine, 1, Outcome.CANCELLED, now_s=late_s)
-    assert machine.resting_until_s[A] == pytest.approx(late_s + OVERDUE_REST_S)
+    assert machine.rests.resting_until_s[A] == pytest.approx(late_s + OVERDUE_REST_S)
     assert [r.source_id for r in asks_of(look(machine, slow, other, now_s=late_s))] == [B]
 
 

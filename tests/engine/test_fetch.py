@@ -346,6 +346,22 @@ async def test_peer_that_is_busy_for_ever_is_believed_for_a_while(
     assert list(engine.cache.swarm.iter_up())
 
 
+async def test_peer_that_was_busy_is_asked_when_its_rest_ends(
+    engine: Engine, hub: Hub, make_peer: MakePeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else happens then: nobody has news, and the next look is far away."""
+    monkeypatch.setattr(fetch, "REPLAN_INTERVAL_S", 3600.0)
+    await engine.find(REPO, NAME)
+    hub.set_faults(refuse_status=503)
+    peer = await make_peer(WEIGHTS)
+    peer.run_status = 503
+    await engine.meet(peer.address)
+    active = await engine.start_fetch(REPO, NAME)
+    await eventually(lambda: peer.runs, "a run from the peer")
+    peer.run_status = 200
+    await active.result()
+
+
 @pytest.mark.parametrize("status", [404, 409, 500])
 async def test_peer_that_claims_all_and_gives_nothing_is_paused(
     engine: Engine, hub: Hub, make_peer: MakePeer, status: int

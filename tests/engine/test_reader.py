@@ -199,7 +199,7 @@ async def test_body_does_not_begin_while_an_untrusted_run_is_under_way(
     active = await engine.start_fetch(REPO, NAME)
     await eventually(lambda: peer.runs, "a run from the peer")
     state = active.fetch.state
-    state.machine.resting_until_s[peer.peer_id] = engine.context.clock.monotonic_s() + 60
+    state.machine.rests.resting_until_s[peer.peer_id] = engine.context.clock.monotonic_s() + 60
     assert not active.fetch.may_stream()
     await peer.stop()
     await active.result()

@@ -236,7 +236,9 @@ class Member:
         elif state.have.is_full():
             self._prove(state)
         else:
-            self.after(REPLAN_INTERVAL_S, lambda: self.wake() if self.looks == number else None)
+            rests = state.machine.rests
+            pause_s = min(REPLAN_INTERVAL_S, rests.find_next_end_s(now_s=now_s))
+            self.after(pause_s, lambda: self.wake() if self.looks == number else None)
 
     def iter_up(self) -> Iterable[Peer]:
         """Iterate over the peers that are known and not banned."""
