@@ -113,6 +113,8 @@ class FetchMachine:
         # First copies that came, in bytes off the wire.
         self.first_copy_bytes = 0
         self.stalled: set[str] = set()
+        # Whether somebody else brings what the hub has.
+        self._is_relieved = False
         self._refusals = Counter[str]()
         self._self_id = self_id
         self._limits, self._pace, self._random = limits, pace, random
@@ -312,7 +314,7 @@ class FetchMachine:
         self._watch(peers, now_s, is_distrusted=look.is_distrusted, is_cut_off=is_cut_off)
         is_hopeless = not look.can_fetch_upstream or self.patience.is_given_up()
         for index in self.begun - set(self.inflight):
-            if is_hopeless or self.is_stalled() or any(index in p.have for p in peers):
+            if is_hopeless or self._self_id in self.stalled or any(index in p.have for p in peers):
                 self._drop_intent(index)
         is_fenced = self.fence.look(peers, now_s=now_s)
         starving = self.readers.find_starving(self.have, now_s=now_s)
@@ -359,6 +361,9 @@ class FetchMachine:
         doubled = [i for i in doubled if self._pace.extra.may_spend(self.layout.length_of(i))]
         view = replace(view, overdue=doubled[:1])
         requests = plan_requests(view, limits=self._limits, random=self._random)
+        lone = find_lone_seeder(peers)
+        if lone is not None and self.rests.is_resting(lone.peer_id, now_s=now_s):
+            self._pace.needs.stand_back(self.blob)
         return actions + [self._begin(request, now_s) for request in requests]
 
     def view(self, peers: Iterable[PeerView], *, now_s: float) -> list[PeerView]:
@@ -378,9 +383,9 @@ class FetchMachine:
             seen.append(peer)
         return seen
 
-    def is_stalled(self) -> bool:
-        """Return whether we are too slow to bring what others wait for."""
-        return self._self_id in self.stalled
+    def gives_way(self) -> bool:
+        """Return whether we are too slow, and leave what is ours to somebody who is not."""
+        return self._self_id in self.stalled and self._is_relieved
 
     def is_anyone_asked(self) -> bool:
         """Return whether a run from a peer is under way."""
@@ -453,6 +458,9 @@ class FetchMachine:
         tenure.note_owing(owing, now_s=now_s, jitter=self._random.random())
         self._lapsed = tenure.find_lapsed()
         self.stalled = tenure.find_stalled(now_s=now_s)
+        self._is_relieved = any(
+            p.is_fetching and p.can_fetch_upstream and p.peer_id not in self.stalled for p in peers
+        )
         if is_distrusted:
             # What we bring into the swarm nobody takes; the others bring it again.
             self.stalled.add(self._self_id)

@@ -66,6 +66,9 @@ class _Draft:
         is_shared = 1 + fetching >= limits.many_peers
         self.lone_runs = 1 if is_shared else self.runs_a_peer
         self.slots = {p.peer_id: self._free_of(p) for p in view.peers}
+        # For a reader one more: other blobs of ours may hold the one place all the time.
+        urgent_max = limits.peer_requests_inflight_max
+        self.lone_urgent_slots = 0 if self.lone is None else self._free_of(self.lone, urgent_max)
         moving = [p for p in view.peers if p.is_fetching and p.peer_id not in view.stalled]
         self.members = max(len(moving), len(view.expected))
         share = -(-limits.swarm_upstream_requests_max // (1 + self.members))
@@ -91,8 +94,9 @@ class _Draft:
         """Return whether a peer is of the slow class."""
         return 0 < peer.rate_bps < self.best_bps * self.limits.slow_share
 
-    def _free_of(self, peer: PeerView) -> int:
-        most = self.lone_runs if peer is self.lone else self.runs_a_peer
+    def _free_of(self, peer: PeerView, most: int | None = None) -> int:
+        if most is None:
+            most = self.lone_runs if peer is self.lone else self.runs_a_peer
         return max(0, (1 if self.is_slow(peer) else most) - peer.requests_inflight)
 
     def run_bytes_of(self, peer: PeerView) -> int:
@@ -124,6 +128,8 @@ class _Draft:
         self.slots[source_id] -= 1
         if source_id == UPSTREAM:
             self.urgent_slots -= 1
+        if self.lone is not None and source_id == self.lone.peer_id:
+            self.lone_urgent_slots -= 1
 
 
 def plan_requests(view: FetchView, *, limits: PlannerLimits, random: Random) -> list[RunRequest]:
@@ -147,7 +153,8 @@ def plan_requests(view: FetchView, *, limits: PlannerLimits, random: Random) -> 
         _plan_peer_runs(draft, first_copies, random)
         owes = _plan_first_copies(draft, first_copies)
     if draft.lone is not None and draft.is_lone_needed:
-        draft.needs.note(view.blob, draft.lone.peer_id, owes=owes)
+        size_bytes = view.layout.size_bytes
+        draft.needs.note(view.blob, draft.lone.peer_id, size_bytes=size_bytes, owes=owes)
     else:
         draft.needs.forget(view.blob)
     return draft.requests
@@ -323,11 +330,13 @@ def _plan_first_copies(draft: _Draft, first_copies: Bitfield) -> bool:
     share_bytes = view.layout.measure(owned) // slots
     bytes_max = min(bytes_max, max(share_bytes, draft.limits.run_bytes_min))
     preferred = [i for i in view.next_for_readers if i in owned]
-    is_turn = draft.needs.is_turn_of(view.blob, source_id)
+    size_bytes = view.layout.size_bytes
+    is_turn = draft.needs.is_turn_of(view.blob, source_id, size_bytes=size_bytes)
     others = _in_our_order(view, owned, draft.owners) if is_turn else iter(())
     for index in chain(preferred, others):
         if index in draft.missing and draft.slots[source_id] > 0:
             draft.take(source_id, index, owned, bytes_max, is_first=True)
+            draft.needs.note_asked(view.blob, source_id)
     # A thief's own chunks come first, those of its other blobs too.
     may_steal = view.may_steal and not draft.needs.owes_elsewhere(view.blob, source_id)
     if not owned and may_steal and view.self_id not in view.stalled:
@@ -380,7 +389,7 @@ def _find_rank(draft: _Draft, index: int) -> int:
 def _has_urgent_slot(draft: _Draft, source_id: str) -> bool:
     """Return whether a reader may be served by this source now, beyond the swarm's share."""
     if source_id != UPSTREAM:
-        return draft.slots[source_id] > 0
+        return draft.lone_urgent_slots > 0
     return draft.urgent_slots > 0
 
 

@@ -321,6 +321,8 @@ class BlobFetch:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._find_pause_s()):
                     await self._wake.wait()
+        # What is here needs no seeder, however long its proof takes.
+        self._context.pace.needs.forget(self.blob)
 
     def _find_pause_s(self) -> float:
         """Return after how long to look again though nobody says anything."""

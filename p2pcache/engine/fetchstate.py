@@ -146,7 +146,7 @@ class FetchState:
             self.machine.intent.copy(),
             is_fetching=not self.is_published,
             # Who gave itself up says so: those who did not see it would wait for what it owes.
-            can_fetch_upstream=can_fetch_upstream and not self.machine.is_stalled(),
+            can_fetch_upstream=can_fetch_upstream and not self.machine.gives_way(),
             received_bytes=self.machine.first_copy_bytes,
         )
 

@@ -42,7 +42,7 @@ def _make_buffer() -> mmap.mmap:
 
     A bytearray is filled with zeros first, and nothing else of the interpreter runs meanwhile.
     """
-    buffer = mmap.mmap(-1, CHUNK_SIZE_BYTES)
+    buffer = mmap.mmap(-1, CHUNK_SIZE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         # Two pages in place of a thousand; a kernel without them says so, and needs no telling.
         with contextlib.suppress(OSError):

@@ -517,6 +517,42 @@ def test_run_that_is_overdue_and_has_brought_nothing_goes_to_another_peer(
     assert [r.source_id for r in asks_of(look(machine, slow, other, now_s=late_s))] == [B]
 
 
+def test_rest_of_a_lone_seeder_in_one_fetch_makes_no_other_fetch_wait() -> None:
+    """Its line would be empty meanwhile: who may not ask now stands back."""
+    machine = make_machine(32)
+    needs, seeder = machine._pace.needs, see("e" * 32, Bitfield.full(32))
+    member = see(A, Bitfield(32), is_fetching=True)
+    look(machine, seeder, member)
+    assert needs.find_first_owing(seeder.peer_id) == BLOB
+    end(machine, 1, Outcome.BUSY)
+    look(machine, seeder, member, now_s=100.0 + BUSY_REST_S / 2)
+    assert needs.find_first_owing(seeder.peer_id) is None
+    assert asks_of(look(machine, seeder, member, now_s=100.0 + 2 * BUSY_REST_S))
+    assert needs.find_first_owing(seeder.peer_id) == BLOB
+
+
+@pytest.mark.parametrize(
+    ("changes", "gives_way"),
+    [
+        ({"can_fetch_upstream": True}, True),
+        ({"can_fetch_upstream": False}, False),
+        ({"can_fetch_upstream": True, "is_fetching": False}, False),
+    ],
+)
+def test_member_that_is_too_slow_gives_way_to_one_that_can_reach_the_hub(
+    changes: dict[str, object], gives_way: bool
+) -> None:
+    """Who alone has a hub brings what it can: those who heard that it does not would give up."""
+    machine = make_machine()
+    other = replace(see(A, Bitfield(8), is_fetching=True), **changes)  # type: ignore[arg-type]
+    look(machine, other, can_fetch_upstream=True)
+    assert not machine.gives_way()
+    machine.stalled = {SELF_ID}
+    assert machine.gives_way() is gives_way
+    machine.stalled = {A}
+    assert not machine.gives_way()
+
+
 def test_run_that_is_overdue_and_nearly_here_is_doubled_within_the_allowance() -> None:
     """More than half of it came: the other peer is asked too, if two hundredths allow it."""
     machine = make_machine(1)

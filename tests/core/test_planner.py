@@ -735,13 +735,13 @@ def test_plan_thief_takes_nothing_while_another_blob_of_its_own_owes(
 ) -> None:
     """Who has chunks of its own to ask the lone seeder for has no place on its line to spare."""
     needs = LoneNeeds()
-    needs.note(OTHER_BLOB, make_id(50), owes=owes)
+    needs.note(OTHER_BLOB, make_id(50), size_bytes=0, owes=owes)
     left = find_list(make_id(1), [SELF_ID, *(make_id(n) for n in range(1, 7))], 32)
     seeded = make_seeded(make_id(1), others=6, left=left)
     assert plan(seeded), "it could be taken"
     assert bool(plan(replace(seeded, needs=needs))) is is_taken
     needs.forget(OTHER_BLOB)
-    needs.note(OTHER_BLOB, make_id(49), owes=owes)
+    needs.note(OTHER_BLOB, make_id(49), size_bytes=0, owes=owes)
     assert plan(replace(seeded, needs=needs)), "that is another seeder's line"
 
 
@@ -752,7 +752,7 @@ def test_plan_lone_seeder_gives_no_further_copies_while_another_blob_needs_it() 
     member = make_peer(1, Bitfield.of(8, range(8)) - Bitfield.of(8, [0]), is_fetching=True)
     spread = make_view(8, seeder, member, have=Bitfield.of(8, [0]), needs=needs)
     assert make_id(50) in {r.source_id for r in plan(spread)}
-    needs.note(OTHER_BLOB, make_id(50), owes=False)
+    needs.note(OTHER_BLOB, make_id(50), size_bytes=0, owes=False)
     assert {r.source_id for r in plan(spread)} == {make_id(1)}
 
 
@@ -782,7 +782,7 @@ def test_plan_says_what_it_needs_of_a_lone_seeder_until_all_is_spread() -> None:
 def make_two_blobs(*, owes: bool) -> tuple[LoneNeeds, FetchView]:
     """Make what two blobs need of a lone seeder: another one, and BLOB, whose name comes later."""
     needs = LoneNeeds()
-    needs.note(EARLIER_BLOB, make_id(50), owes=owes)
+    needs.note(EARLIER_BLOB, make_id(50), size_bytes=0, owes=owes)
     members = [make_peer(n, Bitfield(32), is_fetching=True) for n in range(1, 4)]
     seeder = make_peer(50, Bitfield.full(32))
     return needs, make_view(32, seeder, *members, can_fetch_upstream=False, needs=needs)
@@ -793,11 +793,11 @@ def test_plan_leaves_the_lone_seeder_to_the_blob_that_comes_first() -> None:
     needs, view = make_two_blobs(owes=True)
     assert plan(view) == []
     assert needs.find_first_owing(make_id(50)) == EARLIER_BLOB, "both wait for the place"
-    needs.note(EARLIER_BLOB, make_id(50), owes=False)
+    needs.note(EARLIER_BLOB, make_id(50), size_bytes=0, owes=False)
     assert needs.find_first_owing(make_id(50)) == BLOB, "it said so while it waited"
     (request,) = plan(view)
     assert request.source_id == make_id(50)
-    needs.note(EARLIER_BLOB, make_id(49), owes=True)
+    needs.note(EARLIER_BLOB, make_id(49), size_bytes=0, owes=True)
     assert plan(view), "that is another seeder's line"
 
 
@@ -807,6 +807,16 @@ def test_plan_asks_the_lone_seeder_for_a_readers_chunk_whatever_comes_first() ->
     ids = [SELF_ID, *(p.peer_id for p in view.peers if p.is_fetching)]
     ours = [i for i in range(32) if find_owner(BLOB, i, ids) == SELF_ID]
     assert chunks_of(plan(replace(view, next_for_readers=ours[1:2]))) == ours[1:2]
+
+
+def test_plan_gives_a_starving_reader_a_second_place_at_the_lone_seeder() -> None:
+    """Runs of another file hold the one place all the time; more than two would share the line."""
+    _, view = make_two_blobs(owes=True)
+    *members, seeder = sorted(view.peers, key=lambda p: p.have.is_full())
+    for requests_inflight, chunks in [(0, [5]), (1, [5]), (2, [])]:
+        busy = replace(seeder, requests_inflight=requests_inflight)
+        seen = replace(view, peers=(busy, *members), starving=[5])
+        assert chunks_of(plan(seen)) == chunks
 
 
 def test_plan_that_is_fenced_makes_no_other_blob_wait() -> None:

@@ -19,6 +19,7 @@ import pytest
 from p2pcache.core.credentials import ANONYMOUS
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
+from p2pcache.engine.fetch import BlobFetch
 from p2pcache.errors import BlobNotFoundError, ChunkNotYetError, NoSourceError
 from p2pcache.store.partial import FilePartial
 from tests.engine.conftest import CHUNK_BYTES, REPO, WEIGHTS, MakeCache, MakePeer
@@ -95,7 +96,7 @@ async def test_fetch_that_every_job_left_is_stopped_and_keeps_what_it_has(
     active.leave()
     assert not active.is_stopping
     needs = engine.context.pace.needs
-    needs.note(BLOB, "1" * 32, owes=True)
+    needs.note(BLOB, "1" * 32, size_bytes=0, owes=True)
     active.leave()
     await eventually(lambda: active.is_done, "the end")
     assert engine.cache.fetches.find(BLOB) is None
@@ -117,11 +118,34 @@ async def test_place_that_a_run_leaves_is_offered_to_the_blob_that_comes_first(
     await engine.find(REPO, NAME)
     other, woken = sha256_name(b"another"), list[int]()
     engine.cache.swarm.register(other, lambda: None, lambda: woken.append(1))
-    engine.context.pace.needs.note(other, peer.peer_id, owes=True)
+    engine.context.pace.needs.note(other, peer.peer_id, size_bytes=0, owes=True)
     hub.set_faults(refuse_status=503)
     await (await engine.start_fetch(REPO, NAME)).result()
     assert peer.sent_chunks
     assert woken
+
+
+async def test_file_that_is_all_here_needs_no_seeder_while_it_is_published(
+    engine: Engine, hub: Hub, make_peer: MakePeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proof and disk take their time; the seeder's line is free for other files."""
+    published, publish = asyncio.Event(), BlobFetch._publish
+
+    async def publish_late(self: BlobFetch, *arguments: Any) -> None:
+        await published.wait()
+        await publish(self, *arguments)
+
+    monkeypatch.setattr(BlobFetch, "_publish", publish_late)
+    peer = await make_peer(WEIGHTS)
+    await engine.meet(peer.address)
+    active = await engine.start_fetch(REPO, NAME)
+    needs, other = engine.context.pace.needs, sha256_name(b"another")
+    needs.note(BLOB, peer.peer_id, size_bytes=0, owes=True)
+    await eventually(active.fetch.state.have.is_full, "the last chunk")
+    await eventually(lambda: not needs.is_needed_elsewhere(other, peer.peer_id), "a free line")
+    assert not active.is_done
+    published.set()
+    await active.result()
 
 
 async def test_fetch_with_a_reader_goes_on_without_its_jobs(engine: Engine, hub: Hub) -> None:

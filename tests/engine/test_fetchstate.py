@@ -90,11 +90,13 @@ def test_view_peers_leaves_out_who_cuts_the_blob_otherwise(changes: dict[str, ob
     assert len(make_state(CUT).view_peers([make_seeder(), other], now_s=0.0)) == 1
 
 
-def test_report_of_who_is_too_slow_makes_nobody_wait_for_it() -> None:
+def test_report_of_who_is_too_slow_makes_nobody_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Those who had not seen how slow it was took it for the owner of the last chunk, for 5 s."""
     state = make_state(CUT)
-    for stalled, will_bring in [(set[str](), True), ({"f" * 32}, False), ({"e" * 32}, True)]:
-        state.machine.stalled = stalled
+    for gives_way, will_bring in [(False, True), (True, False)]:
+        monkeypatch.setattr(state.machine, "gives_way", lambda result=gives_way: result)
         report = state.report(can_fetch_upstream=True)
         assert report is not None
         assert report.can_fetch_upstream is will_bring
