@@ -18,6 +18,7 @@ import pytest
 
 from p2pcache.core.credentials import ANONYMOUS
 from p2pcache.core.digest import BlobDigest
+from p2pcache.core.fetchevents import Action, Event
 from p2pcache.core.layout import Layout
 from p2pcache.engine.fetch import BlobFetch
 from p2pcache.errors import BlobNotFoundError, ChunkNotYetError, NoSourceError
@@ -140,8 +141,16 @@ async def test_file_that_is_all_here_needs_no_seeder_while_it_is_published(
     await engine.meet(peer.address)
     active = await engine.start_fetch(REPO, NAME)
     needs, other = engine.context.pace.needs, sha256_name(b"another")
-    needs.note(BLOB, peer.peer_id, size_bytes=0, owes=True)
-    await eventually(active.fetch.state.have.is_full, "the last chunk")
+    machine = active.fetch.state.machine
+    handle = machine.handle
+
+    def handle_and_need(event: Event, *, now_s: float) -> list[Action]:
+        # As a look just before the last chunk came says it.
+        needs.note(BLOB, peer.peer_id, size_bytes=0, owes=True)
+        return handle(event, now_s=now_s)
+
+    monkeypatch.setattr(machine, "handle", handle_and_need)
+    await eventually(machine.have.is_full, "the last chunk")
     await eventually(lambda: not needs.is_needed_elsewhere(other, peer.peer_id), "a free line")
     assert not active.is_done
     published.set()
