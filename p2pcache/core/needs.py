@@ -36,7 +36,12 @@ class _Line:
     def note(self, blob: BlobDigest) -> None:
         """Move a blob to the end of those that were asked for."""
         self.in_a_row = self.in_a_row + 1 if self.asked[-1:] == [blob] else 1
-        self.asked = [b for b in self.asked if b != blob] + [blob]
+        self.forget(blob)
+        self.asked.append(blob)
+
+    def forget(self, blob: BlobDigest) -> None:
+        """Drop a blob that was asked for."""
+        self.asked = [b for b in self.asked if b != blob]
 
 
 @dataclass(slots=True)
@@ -69,9 +74,11 @@ class LoneNeeds:
 
     def forget(self, blob: BlobDigest) -> None:
         """Say that a blob needs no lone seeder, or no more. Safe to call twice."""
-        need = self._needs.pop(blob, None)
-        if need is not None and all(n.seeder_id != need.seeder_id for n in self._needs.values()):
-            self._lines.pop(need.seeder_id, None)
+        self._needs.pop(blob, None)
+        for seeder_id, line in list(self._lines.items()):
+            line.forget(blob)
+            if not line.asked:
+                del self._lines[seeder_id]
 
     def is_needed_elsewhere(self, blob: BlobDigest, seeder_id: str) -> bool:
         """Return whether a seeder has first copies to give of another blob than this one."""

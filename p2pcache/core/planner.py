@@ -336,7 +336,8 @@ def _plan_first_copies(draft: _Draft, first_copies: Bitfield) -> bool:
     for index in chain(preferred, others):
         if index in draft.missing and draft.slots[source_id] > 0:
             draft.take(source_id, index, owned, bytes_max, is_first=True)
-            draft.needs.note_asked(view.blob, source_id)
+            if draft.lone is not None:
+                draft.needs.note_asked(view.blob, source_id)
     # A thief's own chunks come first, those of its other blobs too.
     may_steal = view.may_steal and not draft.needs.owes_elsewhere(view.blob, source_id)
     if not owned and may_steal and view.self_id not in view.stalled:

@@ -67,5 +67,6 @@ def test_blob_that_stands_back_or_is_forgotten_makes_nobody_wait() -> None:
     assert not needs.is_needed_elsewhere(TWO, SEEDER)
     take_turns(needs, IN_A_ROW_MAX)
     needs.forget(TWO)
+    assert needs == LoneNeeds(), "nothing is left of what is over"
     needs.note(ONE, SEEDER, size_bytes=1, owes=True)
     assert take_turns(needs, 1) == [ONE], "what was asked for then is over"

@@ -819,6 +819,13 @@ def test_plan_gives_a_starving_reader_a_second_place_at_the_lone_seeder() -> Non
         assert chunks_of(plan(seen)) == chunks
 
 
+def test_plan_remembers_nothing_of_chunks_that_the_hub_gives() -> None:
+    """Nobody forgets it: a daemon that runs for months would keep every blob it ever fetched."""
+    needs = LoneNeeds()
+    assert plan(make_view(8, needs=needs))
+    assert needs == LoneNeeds()
+
+
 def test_plan_that_is_fenced_makes_no_other_blob_wait() -> None:
     """Who may not ask for what it owes would keep the seeder's line empty."""
     needs, view = make_two_blobs(owes=False)
