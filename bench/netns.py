@@ -242,8 +242,8 @@ def _pass_frames(switch: str) -> None:
     """
     Keep the host's packet filter out of a switch's frames.
 
-    A switch has none; where the host loads br_netfilter, each frame went through it, at a twentieth
-    of the processor time of a whole measurement.
+    A switch has none; where the host loads br_netfilter, each frame went through it, at some
+    hundredths of the processor time of a whole measurement.
     """
     for protocol in ("arp", "ip", "ip6"):
         setting = f"net.bridge.bridge-nf-call-{protocol}tables=0"
