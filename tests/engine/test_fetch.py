@@ -360,6 +360,8 @@ async def test_peer_that_was_busy_is_asked_when_its_rest_ends(
     await eventually(lambda: peer.runs, "a run from the peer")
     peer.run_status = 200
     await active.result()
+    assert is_published(engine)
+    assert active.fetch.state.bytes_from["upstream"] == 0
 
 
 @pytest.mark.parametrize("status", [404, 409, 500])
