@@ -113,6 +113,8 @@ async def _send_span(call: Call, response: web.StreamResponse, file: HubFile, sp
             size = min(_choose_piece_size(call), stop - offset)
             if hang is not None:
                 size = min(size, hang - (offset - span.start))
+            if not (size := faults.take_body(size)):
+                break
             await call.state.bucket.wait(size, faults.now.rate_bytes_per_s)
             await own_bucket.wait(size, faults.now.connection_rate_bytes_per_s)
             piece = _flip(read(offset, size), offset, faults.now.flips.get(key))

@@ -27,6 +27,8 @@ class Faults:
         rate_bytes_per_s: Limit over all connections of both listeners.
         refuse_status: Answer this status (429, 500, 502, 503, …) instead, `refuse_times` times.
         break_after_bytes: Close the connection after that many body bytes, `break_times` times.
+        dies_after_bytes: Send no more than that many body bytes in all answers together; each
+            that has none left closes.
         short_by_bytes: Promise the full length, send that much less, close.
         flips: `repo/path` to the offset of one byte that is sent inverted.
         hang_after_bytes: Stop sending after that many body bytes, 0 for headers only.
@@ -50,6 +52,7 @@ class Faults:
     retry_after_s: int | None = None
     break_after_bytes: int | None = None
     break_times: int | None = None
+    dies_after_bytes: int | None = None
     short_by_bytes: int = 0
     flips: Mapping[str, int] = field(default_factory=dict)
     hang_after_bytes: int | None = None
@@ -135,6 +138,15 @@ class FaultState:
         if after is None or not self.now.is_path_hit(key):
             return None
         return after if self._try_use("hang", self.now.hang_times) else None
+
+    def take_body(self, size_bytes: int) -> int:
+        """Return how many of these body bytes may still be sent, counting them."""
+        total = self.now.dies_after_bytes
+        if total is None:
+            return size_bytes
+        given = min(size_bytes, max(total - self._used["body"], 0))
+        self._used["body"] += given
+        return given
 
     def is_changed(self, subject: str, key: str, after: int | None) -> bool:
         """Return whether the subject (`etag`, `commit`) has had its true answers for this key."""

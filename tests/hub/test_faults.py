@@ -79,6 +79,14 @@ async def test_break_ends_the_body_that_many_times(hub: Hub, web_client: ClientS
     assert hub.stats.path_bytes[KEY] == 2 * 1_234_567 + len(LARGE)
 
 
+async def test_dying_hub_counts_all_answers_together(hub: Hub, web_client: ClientSession) -> None:
+    """The bytes of all bodies add up; whoever asks later gets headers and a closed connection."""
+    hub.set_faults(dies_after_bytes=len(LARGE) + 1_000)
+    assert await read_all(web_client, LFS) == LARGE
+    assert await read_until_broken(web_client, LFS) == LARGE[:1_000]
+    assert await read_until_broken(web_client, LFS) == b""
+
+
 async def test_short_body_promises_the_full_length(hub: Hub, web_client: ClientSession) -> None:
     """The last bytes never come."""
     hub.set_faults(short_by_bytes=5)
