@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest
+from p2pcache.core.duties import Duties
 from p2pcache.core.fence import Fence
 from p2pcache.core.fetchevents import (
     Accuse,
@@ -37,7 +37,6 @@ from p2pcache.core.patience import Patience
 from p2pcache.core.planner import plan_requests
 from p2pcache.core.readers import Readers
 from p2pcache.core.rests import Rests
-from p2pcache.core.tenure import Tenure
 from p2pcache.core.transitions import (
     BROKEN_REST_S,
     CHUNK_TRANSITIONS,
@@ -71,10 +70,6 @@ LATE_RUN_S = 2.0
 OVERDUE_REST_S = 3.0
 # A run whose present chunk is further than this is not given up for another source.
 KEPT_SHARE = 0.5
-# Leases are seconds; they are not judged at every look.
-WATCH_INTERVAL_S = 0.25
-# Looked at for who owes what; more would only find the same members again.
-OWING_SAMPLE_CHUNKS = 256
 
 
 class FetchMachine:
@@ -112,18 +107,13 @@ class FetchMachine:
         self.rests = Rests()
         # First copies that came, in bytes off the wire.
         self.first_copy_bytes = 0
-        self.stalled: set[str] = set()
-        # Whether somebody else brings what the hub has.
-        self._is_relieved = False
         self._refusals = Counter[str]()
         self._self_id = self_id
         self._limits, self._pace, self._random = limits, pace, random
         self._ownership = Ownership(blob)
-        self._tenure = Tenure()
+        self.duties = Duties(self_id, layout, self._ownership, pace)
         self._next_run_id = 1
         self.fence = Fence()
-        self._watched_s: float | None = None
-        self._lapsed: dict[int, set[str]] = {}
 
     def handle(self, event: Event, *, now_s: float) -> list[Action]:
         """Take in an event; return what to do, in order."""
@@ -311,10 +301,20 @@ class FetchMachine:
         peers = self.view(look.peers, now_s=now_s)
         can_ask_hub = look.can_fetch_upstream and self.patience.may_ask(now_s)
         is_cut_off = not can_ask_hub and not (look.relays and find_lone_seeder(peers))
-        self._watch(peers, now_s, is_distrusted=look.is_distrusted, is_cut_off=is_cut_off)
+        self.duties.watch(
+            peers,
+            self.have,
+            self.intent,
+            first_copy_bytes=self.first_copy_bytes,
+            now_s=now_s,
+            jitter=self._random.random(),
+            is_distrusted=look.is_distrusted,
+            is_cut_off=is_cut_off,
+        )
         is_hopeless = not look.can_fetch_upstream or self.patience.is_given_up()
         for index in self.begun - set(self.inflight):
-            if is_hopeless or self._self_id in self.stalled or any(index in p.have for p in peers):
+            is_others = self._self_id in self.duties.stalled or any(index in p.have for p in peers)
+            if is_hopeless or is_others:
                 self._drop_intent(index)
         is_fenced = self.fence.look(peers, now_s=now_s)
         starving = self.readers.find_starving(self.have, now_s=now_s)
@@ -331,8 +331,9 @@ class FetchMachine:
             next_for_readers=self.readers.find_next(self.have.length),
             asked=self.asked,
             begun=self.begun,
-            stalled=self.stalled,
-            lapsed=self._lapsed,
+            stalled=self.duties.stalled,
+            slow=self.duties.slow,
+            lapsed=self.duties.lapsed,
             upstream_free=look.upstream_free,
             relays=look.relays,
             may_steal=self.fence.may_steal(),
@@ -385,7 +386,7 @@ class FetchMachine:
 
     def gives_way(self) -> bool:
         """Return whether we are too slow, and leave what is ours to somebody who is not."""
-        return self._self_id in self.stalled and self._is_relieved
+        return self._self_id in self.duties.stalled and self.duties.is_relieved
 
     def is_anyone_asked(self) -> bool:
         """Return whether a run from a peer is under way."""
@@ -414,89 +415,6 @@ class FetchMachine:
         if run.request.is_first_copy or run.request.source_id == UPSTREAM:
             self.first_copy_bytes += new_bytes
             self._pace.moved_bytes += new_bytes
-
-    def _watch(
-        self, peers: Sequence[PeerView], now_s: float, *, is_distrusted: bool, is_cut_off: bool
-    ) -> None:
-        """
-        Judge who keeps what it owes, ourselves among them.
-
-        While we cannot ask the hub, the others may not be able to either: when it is back, all
-        would take over from all.
-        """
-        if self._watched_s is not None and 0 <= now_s - self._watched_s < WATCH_INTERVAL_S:
-            return
-        self._watched_s = now_s
-        tenure = self._tenure
-        tenure.forget({self._self_id, *(p.peer_id for p in peers)})
-        tenure.note_progress(
-            self._self_id,
-            moved_bytes=self._pace.moved_bytes,
-            received_bytes=self.first_copy_bytes,
-            now_s=now_s,
-        )
-        for peer in peers:
-            tenure.note_progress(
-                peer.peer_id,
-                moved_bytes=peer.moved_bytes,
-                received_bytes=peer.received_bytes,
-                now_s=now_s,
-            )
-        if is_cut_off:
-            tenure.excuse(now_s=now_s)
-        owed = self._find_owed(peers)
-        claims = [(p.peer_id, i) for p in peers if p.is_fetching for i in p.intent]
-        # Not our own: whether we will bring what we owe, we know, and whoever gave us up says so.
-        claims += [(owner, i) for owner, i in owed if owner != self._self_id]
-        tenure.note_claims(
-            claims,
-            self.layout.length_of,
-            now_s=now_s,
-            chunk_s=self._pace.hub_chunk.quantile_s(0.95),
-        )
-        owing = self._find_owing(peers) | {owner for owner, _ in owed}
-        tenure.note_owing(owing, now_s=now_s, jitter=self._random.random())
-        self._lapsed = tenure.find_lapsed()
-        self.stalled = tenure.find_stalled(now_s=now_s)
-        self._is_relieved = any(
-            p.is_fetching and p.can_fetch_upstream and p.peer_id not in self.stalled for p in peers
-        )
-        if is_distrusted:
-            # What we bring into the swarm nobody takes; the others bring it again.
-            self.stalled.add(self._self_id)
-
-    def _find_nobodys(self, peers: Sequence[PeerView]) -> Bitfield:
-        nobody_has = Bitfield.full(self.have.length) - self.have
-        for peer in peers:
-            if not peer.have.is_full():
-                nobody_has = nobody_has - peer.have
-        return nobody_has
-
-    def _find_owing(self, peers: Sequence[PeerView]) -> set[str]:
-        """Return the members that announced a chunk that nobody has."""
-        nobody_has = self._find_nobodys(peers)
-        owing = {p.peer_id for p in peers if p.is_fetching and p.intent & nobody_has}
-        if self.intent:
-            owing.add(self._self_id)
-        return owing
-
-    def _find_owed(self, peers: Sequence[PeerView]) -> list[tuple[str, int]]:
-        """Return who owns which chunk that nobody has, nor announces: owners are waited for."""
-        open_chunks = self._find_nobodys(peers) - self.intent
-        for peer in peers:
-            if peer.is_fetching and peer.peer_id not in self.stalled:
-                kept = [i for i in peer.intent if peer.peer_id not in self._lapsed.get(i, ())]
-                open_chunks = open_chunks - Bitfield.of(open_chunks.length, kept)
-        owed = []
-        for index in islice(open_chunks, OWING_SAMPLE_CHUNKS):
-            # Who let it lapse is followed by the next in rank, who may be no better.
-            lapsed, failed = self._lapsed.get(index, set[str]()), set[str]()
-            while (owner := self._ownership.next_owner_of(index, failed)) is not None:
-                owed.append((owner, index))
-                if owner not in lapsed:
-                    break
-                failed.add(owner)
-        return owed
 
     # --- what takes too long ---
 

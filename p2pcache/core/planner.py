@@ -338,11 +338,38 @@ def _plan_first_copies(draft: _Draft, first_copies: Bitfield) -> bool:
             draft.take(source_id, index, owned, bytes_max, is_first=True)
             if draft.lone is not None:
                 draft.needs.note_asked(view.blob, source_id)
-    # A thief's own chunks come first, those of its other blobs too.
-    may_steal = view.may_steal and not draft.needs.owes_elsewhere(view.blob, source_id)
-    if not owned and may_steal and view.self_id not in view.stalled:
-        _plan_theft(draft, first_copies & draft.missing, source_id)
+    # Our own chunks come first, those of our other blobs too.
+    if not owned and not draft.needs.owes_elsewhere(view.blob, source_id):
+        _plan_help(draft, first_copies & draft.missing, source_id)
     return bool(owned & draft.missing)
+
+
+def _plan_help(draft: _Draft, candidates: Bitfield, source_id: str) -> None:
+    """Bring what others have not begun or, if there is nothing of it, not got far with."""
+    before = len(draft.requests)
+    if draft.view.may_steal:
+        _plan_theft(draft, candidates, source_id)
+    if draft.view.slow and len(draft.requests) == before:
+        _plan_rescue(draft, candidates, source_id)
+
+
+def _plan_rescue(draft: _Draft, candidates: Bitfield, source_id: str) -> None:
+    """
+    Bring what a slow member has announced, since nothing else is left to bring.
+
+    It comes from there, too, and will mostly be here before that: asked for earlier, it would
+    come twice and make nobody ready sooner.
+    """
+    ours = find_owned(
+        draft.view,
+        candidates,
+        owners=draft.owners,
+        is_upstream=draft.lone is None,
+        bytes_max=1,
+        waits_for_slow=False,
+    )
+    for index in ours:
+        draft.take(source_id, index, ours, 0, is_first=True)
 
 
 def _plan_theft(draft: _Draft, candidates: Bitfield, source_id: str) -> None:
@@ -413,16 +440,20 @@ def find_owned(
     owners: Ownership,
     is_upstream: bool,
     bytes_max: int,
+    waits_for_slow: bool = True,
 ) -> Bitfield:
     """
-    Return the candidates that are ours to bring: owned by us, announced by nobody who counts.
+    Return the candidates that are ours to bring: owned by us, announced by nobody who moves.
 
     Stops at bytes_max, readers' chunks first: looking at every chunk of a large blob each time a
     request ends would hold up the caller for longer than a chunk takes.
     """
-    members = [p for p in view.peers if p.is_fetching and p.peer_id not in view.stalled]
+    fetching = [p for p in view.peers if p.is_fetching]
+    members = [p for p in fetching if p.peer_id not in view.stalled]
+    waited_for = view.slow if waits_for_slow else frozenset[str]()
+    bringers = members + [p for p in fetching if p.peer_id in waited_for]
     announced = Bitfield(candidates.length)
-    for peer in members:
+    for peer in bringers:
         announced = announced | peer.intent
     able = [p.peer_id for p in members if p.can_fetch_upstream or not is_upstream]
     if view.self_id not in view.stalled or not able:
@@ -433,7 +464,7 @@ def find_owned(
     for index in chain(nearest, _in_our_order(view, candidates, owners)):
         failed = view.lapsed.get(index, frozenset())
         if index in announced and any(
-            index in p.intent and p.peer_id not in failed for p in members
+            index in p.intent and p.peer_id not in failed for p in bringers
         ):
             continue
         owner = owners.next_owner_of(index, failed) if failed else owners.owner_of(index)

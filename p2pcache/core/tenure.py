@@ -146,6 +146,14 @@ class Tenure:
             if watch.is_stalled or now_s < watch.slow_until_s
         }
 
+    def find_slow(self, *, now_s: float) -> set[str]:
+        """Return those of the stalled that move."""
+        return {
+            member_id
+            for member_id, watch in self._watches.items()
+            if not watch.is_stalled and now_s < watch.slow_until_s
+        }
+
     def note_claims(
         self,
         claims: Iterable[tuple[str, int]],

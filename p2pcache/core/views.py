@@ -109,6 +109,8 @@ class FetchView:
     begun: Set[int] = frozenset()
     # Members, we among them, that owe nothing: they make no progress, or far less than the others.
     stalled: Set[str] = frozenset()
+    # Those of them that move: what they have announced is taken over last.
+    slow: Set[str] = frozenset()
     # Members that had a chunk's lease and let it run out.
     lapsed: Mapping[int, Set[str]] = field(default_factory=dict)
     # Remembers who owns what between plannings; None for a new one.

@@ -342,7 +342,7 @@ class BlobFetch:
             return
         peers = state.view_peers(self._swarm.iter_heard(self.blob), now_s=now_s)
         for view in machine.view(peers, now_s=now_s):
-            is_stalled = view.peer_id in machine.stalled
+            is_stalled = view.peer_id in machine.duties.stalled
             can_bring = view.is_fetching and view.can_fetch_upstream and not is_stalled
             if can_bring or view.have & state.missing:
                 self._hoped_s = now_s

@@ -547,9 +547,9 @@ def test_member_that_is_too_slow_gives_way_to_one_that_can_reach_the_hub(
     other = replace(see(A, Bitfield(8), is_fetching=True), **changes)  # type: ignore[arg-type]
     look(machine, other, can_fetch_upstream=True)
     assert not machine.gives_way()
-    machine.stalled = {SELF_ID}
+    machine.duties.stalled = {SELF_ID}
     assert machine.gives_way() is gives_way
-    machine.stalled = {A}
+    machine.duties.stalled = {A}
     assert not machine.gives_way()
 
 
@@ -694,7 +694,7 @@ def test_member_that_owns_and_does_not_move_loses_its_chunks() -> None:
     for step in range(80):
         now_s = 101.0 + step / 8
         actions = look(machine, member, now_s=now_s, can_fetch_upstream=True)
-        were_stalled |= machine.stalled
+        were_stalled |= machine.duties.stalled
         asked |= {i for r in asks_of(actions) for i in r.chunk_indexes}
         for run_id, run in list(machine.runs.items()):
             for index in run.request.chunk_indexes:
@@ -734,7 +734,7 @@ def test_machine_of_a_huge_blob_looks_at_few_chunks_for_who_owes() -> None:
     """A sample finds the same members."""
     machine = make_machine(2000)
     assert look(machine, can_fetch_upstream=True)
-    assert machine.stalled == set()
+    assert machine.duties.stalled == set()
 
 
 @pytest.mark.parametrize(("is_hub_up", "is_given_up"), [(True, True), (False, False)])

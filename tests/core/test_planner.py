@@ -89,6 +89,7 @@ def views(draw: st.DrawFn) -> FetchView:
         for number in range(draw(st.integers(0, 5)))
     ]
     short = draw(st.integers(0, CHUNK_SIZE_BYTES - 1)) if count else 0
+    stalled = draw(st.sets(peer_ids | st.just(SELF_ID)))
     return FetchView(
         BLOB,
         Layout(count * CHUNK_SIZE_BYTES - short),
@@ -102,7 +103,8 @@ def views(draw: st.DrawFn) -> FetchView:
         overdue=draw(indexes),
         next_for_readers=draw(indexes),
         asked=draw(by_chunk(indexes_, sources_) if count else st.just({})),
-        stalled=draw(st.sets(peer_ids | st.just(SELF_ID))),
+        stalled=stalled,
+        slow=draw(st.sets(st.sampled_from(sorted(stalled)))) if stalled else set(),
         lapsed=draw(by_chunk(indexes_, peer_ids) if count else st.just({})),
         is_fenced=draw(st.booleans()),
     )
@@ -486,6 +488,42 @@ def test_plan_intent_counts_only_while_its_peer_moves(is_stalled: bool) -> None:
     assert bool(plan(view)) is is_stalled
 
 
+def test_plan_what_a_slow_member_announced_is_brought_last() -> None:
+    """It will mostly be here by then; asked for earlier, it would come twice for nothing."""
+    slow = make_peer(1, Bitfield(4), intent=Bitfield.of(4, [1]), is_fetching=True)
+    slow = replace(slow, can_fetch_upstream=True)
+    limits = replace(LIMITS, swarm_upstream_requests_max=1)
+    view = make_view(4, slow, stalled={make_id(1)}, slow={make_id(1)})
+    asked = []
+    while requests := plan(view, limits=limits):
+        asked += chunks_of(requests)
+        view = replace(view, have=Bitfield.of(4, asked))
+    assert asked == [0, 2, 3, 1]
+    # It is waited for no longer once it stands, or when it has let the chunk lapse.
+    start = replace(view, have=Bitfield(4))
+    for late in (replace(start, slow=set()), replace(start, lapsed={1: {make_id(1)}})):
+        assert 1 in chunks_of(plan(late))
+
+
+def test_plan_what_slow_members_announced_is_rescued_by_one() -> None:
+    """Members that have nothing left to bring do not all bring the same."""
+    slow = make_peer(9, Bitfield(8), intent=Bitfield.of(8, [5]), is_fetching=True)
+    everything_else = Bitfield.of(8, [i for i in range(8) if i != 5])
+    ids = [make_id(n) for n in range(4)]
+    bringers = []
+    for self_id in ids:
+        others = [
+            make_peer(n, everything_else, is_fetching=True, can_fetch_upstream=True)
+            for n in range(4)
+            if make_id(n) != self_id
+        ]
+        view = make_view(8, slow, *others, have=everything_else, stalled={make_id(9)})
+        view = replace(view, self_id=self_id, slow={make_id(9)})
+        if chunks_of(plan(view)) == [5]:
+            bringers.append(self_id)
+    assert bringers == [find_owner(BLOB, 5, ids)]
+
+
 def test_plan_lapsed_claim_goes_to_the_next_in_rank() -> None:
     """A chunk whose claimant brought others meanwhile, and not this one, is the next one's."""
     claims = Bitfield.of(16, range(4))
@@ -498,9 +536,13 @@ def test_plan_lapsed_claim_goes_to_the_next_in_rank() -> None:
 
 
 def test_plan_of_one_that_stalls_itself_leaves_its_chunks_to_others() -> None:
-    """Who makes no progress owes nothing, unless nobody else is there."""
+    """Who makes no progress owes nothing and helps nobody, unless nobody else is there."""
     other = make_peer(1, Bitfield(16), is_fetching=True, can_fetch_upstream=True)
     assert plan(make_view(16, other, stalled={SELF_ID})) == []
+    assert plan(make_view(16, other, stalled={SELF_ID}, may_steal=True)) == []
+    slow = make_peer(2, Bitfield(16), intent=Bitfield.of(16, [0]), is_fetching=True)
+    slow_too = {"stalled": {SELF_ID, make_id(2)}, "slow": {make_id(2)}}
+    assert plan(make_view(16, other, slow, **slow_too)) == []
     assert sorted(chunks_of(plan(make_view(16, stalled={SELF_ID})))) == list(range(16))
 
 

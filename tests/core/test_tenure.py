@@ -105,6 +105,15 @@ def test_member_far_slower_than_the_others_owes_nothing_for_a_while() -> None:
     assert scene.pass_time(4.0, b=1000, c=1000) == set()
 
 
+def test_member_that_is_slow_counts_as_such_only_while_it_moves() -> None:
+    """What it announced may still come; of one that stands, nothing will."""
+    scene = Scene()
+    scene.pass_time(2 * PACE_WATCH_S, "a", "b", "c", a=8, b=1000, c=1000)
+    assert scene.tenure.find_slow(now_s=scene.now_s) == {"a"}
+    assert scene.pass_time(LEASE_S + 1.0, "a", b=1000, c=1000) == {"a"}
+    assert scene.tenure.find_slow(now_s=scene.now_s) == set()
+
+
 def test_member_that_is_half_as_fast_keeps_what_it_owes() -> None:
     """Lines differ; only who is far off holds up everybody."""
     assert Scene().pass_time(20.0, "a", "b", "c", a=500, b=1000, c=1000) == set()

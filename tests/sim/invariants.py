@@ -87,7 +87,7 @@ class Invariants:
             return
         views = machine.view(look.peers, now_s=now_s)
         starving = set(machine.readers.find_starving(machine.have, now_s=now_s))
-        lapsed = machine._tenure.find_lapsed()
+        lapsed = machine.duties.lapsed
         for request in first_copies:
             for index in request.chunk_indexes:
                 self.made["ask"] += 1
@@ -103,7 +103,7 @@ class Invariants:
         state = member.state
         assert state is not None, "only a fetch asks"
         lone = find_lone_seeder(views) if state.order.trusts_peers else None
-        name, stalled = f"member {member.number}", state.machine.stalled
+        name, stalled = f"member {member.number}", state.machine.duties.stalled
         if any(index in p.have for p in views if p is not lone):
             self.fail(f"{name} brings chunk {index}, which a peer has")
         members = [p for p in views if p.is_fetching and p.peer_id not in stalled]
@@ -124,7 +124,7 @@ class Invariants:
             return  # It has the start of it, and said so all the while.
         # Who may not pass on what a seeder gave need not be spared by it.
         lone = find_lone_seeder(views) if state.order.trusts_peers else None
-        stalled = state.machine.stalled
+        stalled = state.machine.duties.stalled
         members = [p for p in views if p.is_fetching and p.peer_id not in stalled]
         able = [p.peer_id for p in members if p.can_fetch_upstream or lone is not None]
         if member.id not in stalled or not able:

@@ -272,7 +272,7 @@ class Member:
             return False
         peers = state.view_peers(self.iter_heard(), now_s=self.now_s)
         for view in machine.view(peers, now_s=self.now_s):
-            is_moving = view.peer_id not in machine.stalled
+            is_moving = view.peer_id not in machine.duties.stalled
             if view.have & state.missing:
                 return False
             if view.is_fetching and view.can_fetch_upstream and is_moving:
