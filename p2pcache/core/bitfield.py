@@ -40,6 +40,15 @@ class Bitfield:
         return field
 
     @classmethod
+    def union(cls, length: int, fields: Iterable[Bitfield]) -> Bitfield:
+        """Return what is in any of the fields, all of that length."""
+        bits = 0
+        for field in fields:
+            assert field.length == length, "bitfields of different blobs"
+            bits |= field._bits
+        return cls(length, bits)
+
+    @classmethod
     def from_wire(cls, text: str, length: int) -> Bitfield:
         """
         Read base64 text of exactly ceil(length / 8) bytes.
@@ -90,6 +99,8 @@ class Bitfield:
         return self._bits != 0
 
     def __iter__(self) -> Iterator[int]:
+        if not self._bits:
+            return
         for base, byte in enumerate(self._bits.to_bytes(-(-self.length // 8), "little")):
             while byte:
                 low = byte & -byte

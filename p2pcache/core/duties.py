@@ -125,11 +125,8 @@ class Duties:
 
     @staticmethod
     def _find_nobodys(peers: Sequence[PeerView], have: Bitfield) -> Bitfield:
-        nobody_has = Bitfield.full(have.length) - have
-        for peer in peers:
-            if not peer.have.is_full():
-                nobody_has = nobody_has - peer.have
-        return nobody_has
+        parts = [peer.have for peer in peers if not peer.have.is_full()]
+        return Bitfield.full(have.length) - Bitfield.union(have.length, [have, *parts])
 
     def _find_owing(self, peers: Sequence[PeerView], have: Bitfield, intent: Bitfield) -> set[str]:
         """Return the members that announced a chunk that nobody has."""
@@ -145,7 +142,8 @@ class Duties:
         """Return who owns which chunk that nobody has, nor announces: owners are waited for."""
         open_chunks = self._find_nobodys(peers, have) - intent
         for peer in peers:
-            if peer.is_fetching and (peer.peer_id not in self.stalled or peer.peer_id in self.slow):
+            counts = peer.peer_id not in self.stalled or peer.peer_id in self.slow
+            if peer.intent and peer.is_fetching and counts:
                 kept = [i for i in peer.intent if peer.peer_id not in self.lapsed.get(i, ())]
                 open_chunks = open_chunks - Bitfield.of(open_chunks.length, kept)
         owed = []

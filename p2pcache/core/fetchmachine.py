@@ -39,6 +39,7 @@ from p2pcache.core.readers import Readers
 from p2pcache.core.rests import Rests
 from p2pcache.core.transitions import (
     BROKEN_REST_S,
+    BUSY_REST_JITTER,
     CHUNK_TRANSITIONS,
     CONSEQUENCES,
     CRAWLER_REST_S,
@@ -61,9 +62,9 @@ if TYPE_CHECKING:
 
 # After so many refusals without a chunk in between, a peer's word on a chunk is not believed.
 REFUSALS_IN_A_ROW_MAX = 3
-# One that says "busy" is believed for longer, and not for ever: it may hold up what others have.
-# In a crowd all turn to whoever has what is rare, and come to it one after the other.
-BUSY_IN_A_ROW_MAX = 40
+# One that says "busy" is believed for longer, about 10 s, and not for ever: it may hold up what
+# others have. In a crowd all turn to whoever has what is rare, and come to it one after the other.
+BUSY_IN_A_ROW_MAX = 80
 # A run whose chunk takes so long leaves room for another one: its source is slow, not our line.
 LATE_RUN_S = 2.0
 # Who was given up is not asked again at once: its queue is what made it late.
@@ -260,7 +261,7 @@ class FetchMachine:
             self._refusals[peer_id] += 1
         if consequence.rest_s:
             leave_alone = self.rests.shun if consequence.is_shunned else self.rests.rest
-            leave_alone(peer_id, now_s + consequence.rest_s)
+            leave_alone(peer_id, now_s + self._draw_rest_s(event.outcome))
         for index in self._find_refused(consequence.refusal, event, request):
             self.refuse(peer_id, index)
         if self._is_word_broken(event, request):
@@ -268,6 +269,12 @@ class FetchMachine:
         if consequence.fault is None:
             return []
         return [Accuse(peer_id, consequence.fault, consequence.is_ban)]
+
+    def _draw_rest_s(self, outcome: Outcome) -> float:
+        rest_s = CONSEQUENCES[outcome].rest_s
+        if outcome is not Outcome.BUSY:
+            return rest_s
+        return rest_s * self._random.uniform(1 - BUSY_REST_JITTER, 1 + BUSY_REST_JITTER)
 
     def _find_refused(
         self, refusal: Refusal, event: RunEnded, request: RunRequest

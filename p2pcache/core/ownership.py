@@ -42,6 +42,10 @@ class Ownership:
         """Return whether it takes a while until all members know each other."""
         return len(self._members) > CROWD_MEMBERS_MIN
 
+    def is_owner(self, member_id: str) -> bool:
+        """Return whether a member may own chunks."""
+        return member_id in self._crew
+
     def owner_of(self, chunk_index: int) -> str | None:
         """Return the member that owes a chunk, None when there is no member."""
         return next(iter(self.ranks_of(chunk_index)), None)

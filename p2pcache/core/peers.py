@@ -86,6 +86,10 @@ class BlameBook:
         record = self._records.get(source_id)
         return record.reason if record is not None and record.banned_until_s > now_s else None
 
+    def find_banned(self, *, now_s: float) -> set[str]:
+        """Return everybody who is banned now."""
+        return {s for s, record in self._records.items() if record.banned_until_s > now_s}
+
     def list_bans(self, *, now_s: float) -> list[Ban]:
         """Return who is banned now, the oldest first."""
         return [

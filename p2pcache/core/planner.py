@@ -21,6 +21,7 @@ from p2pcache.core.layout import CHUNK_SIZE_BYTES
 from p2pcache.core.needs import LoneNeeds
 from p2pcache.core.ownership import CROWD_MEMBERS_MIN, OWNERS_MAX, Ownership
 from p2pcache.core.rendezvous import find_owner, find_place
+from p2pcache.core.turns import count_runs_at_once
 from p2pcache.core.views import (
     UPSTREAM,
     FetchView,
@@ -84,11 +85,8 @@ class _Draft:
 
     def _find_spread(self) -> Bitfield:
         """Return the chunks that anybody has but the lone seeder, we among them."""
-        spread = self.view.have
-        for peer in self.view.peers:
-            if peer is not self.lone:
-                spread = spread | peer.have
-        return spread
+        held = [peer.have for peer in self.view.peers if peer is not self.lone]
+        return Bitfield.union(self.view.have.length, [self.view.have, *held])
 
     def is_slow(self, peer: PeerView) -> bool:
         """Return whether a peer is of the slow class."""
@@ -183,21 +181,16 @@ def _plan_second_sources(draft: _Draft) -> None:
 
 def _find_first_copies(draft: _Draft) -> Bitfield:
     """Return the missing chunks that no peer has, the lone seeder not counted."""
-    elsewhere = Bitfield(draft.view.layout.chunk_count)
-    for peer in draft.view.peers:
-        if peer is not draft.lone:
-            elsewhere = elsewhere | peer.have
-    return draft.missing - elsewhere
+    held = [peer.have for peer in draft.view.peers if peer is not draft.lone]
+    return draft.missing - Bitfield.union(draft.view.layout.chunk_count, held)
 
 
 def _plan_peer_runs(draft: _Draft, first_copies: Bitfield, random: Random) -> None:
     """Ask for what is spread already, rarest first."""
     view = draft.view
     sources = [p for p in view.peers if p is not draft.lone or not _is_kept_free(draft)]
-    reachable = Bitfield(view.layout.chunk_count)
-    for peer in sources:
-        if draft.slots[peer.peer_id] > 0:
-            reachable = reachable | peer.have
+    held = [peer.have for peer in sources if draft.slots[peer.peer_id] > 0]
+    reachable = Bitfield.union(view.layout.chunk_count, held)
     reachable = (reachable & draft.missing) - first_copies
     if not reachable:
         return
@@ -256,10 +249,10 @@ def _is_kept_free(draft: _Draft) -> bool:
 
 
 def _count_further_runs(draft: _Draft) -> int:
-    """Return how many runs of further copies may begin now."""
+    """Return how many runs of further copies may begin now: what turns.py says of uploads."""
     if not draft.is_lone_crowd:
         return draft.view.layout.chunk_count
-    return draft.limits.crowd_runs_max - draft.view.further_runs_inflight
+    return count_runs_at_once(len(draft.view.have)) - draft.view.further_runs_inflight
 
 
 def _sample(reachable: Bitfield, limits: PlannerLimits, random: Random) -> list[int]:
@@ -380,10 +373,10 @@ def _plan_theft(draft: _Draft, candidates: Bitfield, source_id: str) -> None:
     one go is left to it: it does so before we could say that we did.
     """
     view = draft.view
-    announced = Bitfield(candidates.length)
-    for peer in view.peers:
-        if peer.is_fetching:
-            announced = announced | peer.intent
+    if not draft.owners.is_owner(view.self_id):
+        return  # Of hundreds of members few may.
+    intents = [peer.intent for peer in view.peers if peer.is_fetching]
+    announced = Bitfield.union(candidates.length, intents)
     lists: dict[str, list[int]] = {}
     for index in islice(candidates - announced, draft.limits.candidates_max):
         owner = draft.owners.owner_of(index)
@@ -452,14 +445,14 @@ def find_owned(
     members = [p for p in fetching if p.peer_id not in view.stalled]
     waited_for = view.slow if waits_for_slow else frozenset[str]()
     bringers = members + [p for p in fetching if p.peer_id in waited_for]
-    announced = Bitfield(candidates.length)
-    for peer in bringers:
-        announced = announced | peer.intent
+    announced = Bitfield.union(candidates.length, [peer.intent for peer in bringers])
     able = [p.peer_id for p in members if p.can_fetch_upstream or not is_upstream]
     if view.self_id not in view.stalled or not able:
         able.append(view.self_id)
     owners.set_members([*able, *view.expected])
     owned = Bitfield(candidates.length)
+    if not (owners.is_owner(view.self_id) or view.lapsed or view.begun):
+        return owned
     nearest = [i for i in view.next_for_readers if i in candidates]
     for index in chain(nearest, _in_our_order(view, candidates, owners)):
         failed = view.lapsed.get(index, frozenset())

@@ -83,8 +83,12 @@ class Refusal(Enum):
 
 # A peer that has not what it said: it may have told us since.
 REFUSED_REST_S = 1.0
-# One that is busy, or whose chunks are still on their way to it, is asked again this soon.
-BUSY_REST_S = 0.25
+# One that is busy, or whose chunks are still on their way to it, is asked again this soon: a
+# chunk takes about as long from one of a few that share a line.
+BUSY_REST_S = 0.12
+# Times 1 less or more this share of it, by chance: those who were turned away together would come
+# back together, for one place.
+BUSY_REST_JITTER = 0.5
 # One that broke off: a restarted daemon is back by then.
 BROKEN_REST_S = 3.0
 # One that crawled: its line will not be better in a minute, and others have the chunks.

@@ -2,20 +2,24 @@
 Owns whom a daemon gives chunks at the same time, when many ask.
 
 Knows nothing of sockets, blobs or clocks: told who asks, and when an upload began and ended.
-Invariants: few askers are never turned away; a slow receiver keeps nobody waiting for longer than
-TURN_S; who is turned away is told at once, and asks somebody else; nobody who comes back for what
-only we have is passed over for ever.
+Invariants: who fetches nothing never turns few askers away; a slow receiver keeps nobody waiting
+for longer than TURN_S; who is turned away is told at once, and asks somebody else; nobody who comes
+back for what only we have is passed over for ever.
 Source: BEP 3 (choking: few uploads at a time); Mundinger, Weber and Weiss, "Optimal scheduling of
 peer-to-peer file dissemination" (2008), for why a chunk should be whole somewhere soon.
 """
 
 from __future__ import annotations
 
-# With no more askers than this, all of them are served: a line shared by four is shared little.
+# With no more askers than this, all of them are served by a daemon that fetches nothing: a line
+# shared by four is shared little.
 ASKERS_FEW_MAX = 4
-# Uploads at once of a daemon that fetches itself: with more, each chunk comes so late that nobody
-# could pass it on meanwhile; with fewer, the line would be idle between two requests.
-TURNS_FETCHING_MAX = 4
+# Of a daemon that fetches, runs at once in each direction: few while it holds little, since each
+# chunk should be whole somewhere soon, and be passed on; more later, when everybody has something
+# for everybody, and a line would be idle between two requests.
+RUNS_AT_FIRST = 3
+RUNS_MAX = 6
+CHUNKS_FOR_A_RUN_MORE = 4
 # Of one that does not: nobody else has what it gives, and its line must stay full although those
 # who ask receive from others at the same time.
 TURNS_MAX = 8
@@ -29,6 +33,11 @@ RETURN_S = 0.6
 WAITING_MAX = 64
 
 
+def count_runs_at_once(held_chunks: int) -> int:
+    """Return how many runs a daemon of a crowd that fetches has under way in each direction."""
+    return min(RUNS_MAX, RUNS_AT_FIRST + held_chunks // CHUNKS_FOR_A_RUN_MORE)
+
+
 class UploadTurns:
     """The uploads under way. One owner."""
 
@@ -39,22 +48,23 @@ class UploadTurns:
         self._waiting: dict[str, tuple[float, float]] = {}
         self._next_id = 1
 
-    def may_begin(self, asker: str, *, is_crowded: bool, is_fetching: bool, now_s: float) -> bool:
+    def may_begin(
+        self, asker: str, *, is_crowded: bool, held_chunks: int | None, now_s: float
+    ) -> bool:
         """
         Return whether an upload may begin now.
 
         Args:
             asker: Who asks, by any name that stays the same.
             is_crowded: Whether more daemons are known than talk to each other all the time.
-            is_fetching: Whether we receive something ourselves.
+            held_chunks: What we hold of that which we fetch; None if we fetch nothing.
             now_s: Monotonic seconds.
         """
         if not is_crowded:
             return True
         fresh = [who for who, began_s in self._uploads.values() if now_s - began_s < TURN_S]
-        if is_fetching:
-            is_few = len({*fresh, asker}) <= ASKERS_FEW_MAX
-            return is_few or len(fresh) < TURNS_FETCHING_MAX
+        if held_chunks is not None:
+            return len(fresh) < count_runs_at_once(held_chunks)
         # Who has just received asks again at once, and would always find the place that it left.
         self._waiting = {w: s for w, s in self._waiting.items() if now_s - s[1] < RETURN_S}
         since_s, _ = self._waiting.get(asker, (now_s, now_s))

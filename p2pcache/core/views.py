@@ -41,9 +41,6 @@ class PlannerLimits:
     # With so many peers that have something to give, one run each does that already; more would
     # only make each chunk take longer.
     many_peers: int = 4
-    # In a crowd that has only a lone seeder, so many runs of further copies at once: links are
-    # full of them, and with more each chunk comes later and is passed on later.
-    crowd_runs_max: int = 4
     # Hubs give one connection a share of their link; so many, of the whole swarm, come near all
     # of it. More would only make each chunk take longer, and lose more when a member dies.
     swarm_upstream_requests_max: int = 8

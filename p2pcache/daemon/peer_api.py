@@ -100,7 +100,7 @@ class PeerApi:
         may_begin = self._turns.may_begin(
             host,
             is_crowded=self._cache.swarm.neighbourhood.is_crowded,
-            is_fetching=bool(self._cache.fetches.iter_active()),
+            held_chunks=self._cache.fetches.count_held_chunks(),
             now_s=now_s,
         )
         turn = self._turns.begin(host, now_s=now_s) if may_begin else 0

@@ -147,6 +147,12 @@ class Fetches:
         """Return all fetches that are under way."""
         return list(self._active.values())
 
+    def count_held_chunks(self) -> int | None:
+        """Return how many chunks are here of all that is fetched now; None if nothing is."""
+        if not self._active:
+            return None
+        return sum(len(active.fetch.state.have) for active in self._active.values())
+
     async def start(
         self, snapshot: Snapshot, entry: FileEntry, credentials: Credentials, *, is_public: bool
     ) -> ActiveFetch:

@@ -155,16 +155,17 @@ class FetchState:
         must_be_trusted = self.streaming_count > 0 and not self.order.trusts_peers
         if not self.order.is_public or must_be_trusted or not self.asks_peers:
             return []
+        blob, layout_id = self.order.blob, self.order.layout.id
         views, coming = [], []
         for peer in peers:
-            entry, view = peer.find_entry(self.order.blob), peer.view(self.order.blob)
-            if entry is None or view is None or peer.peer_id in self.excluded:
+            word = peer.find_word(blob)
+            if word is None or peer.is_gone or peer.peer_id in self.excluded:
                 continue
-            if entry.layout == self.order.layout.id:
-                views.append(view)
-            elif self._is_coming(entry) and now_s - view.heard_s < COMING_S:
+            if word.entry.layout == layout_id:
+                views.append(peer.view(word))
+            elif self._is_coming(word.entry) and now_s - word.heard_s < COMING_S:
                 nothing = Bitfield(self.order.layout.chunk_count)
-                coming.append(replace(view, have=nothing, intent=nothing))
+                coming.append(replace(peer.view(word), have=nothing, intent=nothing))
         # They will own chunks as we do: who did not count them would ask a lone seeder for theirs
         # too. The hub has time for them when they know where to cut; its line would be idle.
         return views + coming if find_lone_seeder(views + coming) else views

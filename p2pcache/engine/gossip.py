@@ -49,9 +49,13 @@ def filter_heard(
     """
     far_complete = 0
     for peer in peers:
-        if neighbourhood.counts(blob, peer.peer_id) or now_s - peer.heard_s(blob) < RECENT_S:
+        # Asked at every look, of hundreds.
+        word = peer.find_word(blob)
+        if word is None:
+            continue
+        if now_s - word.heard_s < RECENT_S or neighbourhood.counts(blob, peer.peer_id):
             yield peer
-        elif (entry := peer.find_entry(blob)) is not None and entry.have.is_full():
+        elif word.entry.have.is_full():
             far_complete += 1
             if far_complete <= FAR_COMPLETE_MAX:
                 yield peer

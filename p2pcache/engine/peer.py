@@ -22,7 +22,9 @@ RATE_SMOOTHING = 0.3
 
 
 @dataclass(slots=True)
-class _Heard:
+class Word:
+    """What a peer last said of one blob, and when: itself, or another one for it."""
+
     entry: SwarmEntry
     heard_s: float
 
@@ -47,7 +49,7 @@ class Peer:
     received_bytes: int = 0
     # First copies that it received since we know it, of all blobs.
     moved_bytes: int = 0
-    _heard: OrderedDict[BlobDigest, _Heard] = field(default_factory=OrderedDict)
+    _heard: OrderedDict[BlobDigest, Word] = field(default_factory=OrderedDict)
 
     @property
     def url(self) -> str:
@@ -63,7 +65,7 @@ class Peer:
         before = self._heard.pop(entry.blob, None)
         if before is not None:
             self.moved_bytes += max(0, entry.received_bytes - before.entry.received_bytes)
-        self._heard[entry.blob] = _Heard(entry, now_s)
+        self._heard[entry.blob] = Word(entry, now_s)
         while len(self._heard) > ENTRIES_PER_PEER_MAX:
             self._heard.popitem(last=False)
         return before is None or not entry.says_as_much(before.entry)
@@ -80,7 +82,7 @@ class Peer:
         changed = replace(
             entry, received_bytes=received_bytes, can_fetch_upstream=word.can_fetch_upstream
         )
-        self._heard[blob] = _Heard(changed, heard_s)
+        self._heard[blob] = Word(changed, heard_s)
 
     def speak_of(self, blob: BlobDigest, *, now_s: float) -> CrewWord | None:
         """Return what others may hear of this peer; None if that is too old."""
@@ -93,22 +95,18 @@ class Peer:
         entry = heard.entry
         return CrewWord(self.peer_id, entry.received_bytes, age_ms, entry.can_fetch_upstream)
 
+    def find_word(self, blob: BlobDigest) -> Word | None:
+        """Return what was last heard of the peer and a blob."""
+        return self._heard.get(blob)
+
     def find_entry(self, blob: BlobDigest) -> SwarmEntry | None:
         """Return what the peer last said of a blob."""
         heard = self._heard.get(blob)
         return None if heard is None else heard.entry
 
-    def heard_s(self, blob: BlobDigest) -> float:
-        """Return when the peer, or another one for it, last spoke of a blob; -inf if never."""
-        heard = self._heard.get(blob)
-        return float("-inf") if heard is None else heard.heard_s
-
-    def view(self, blob: BlobDigest) -> PeerView | None:
-        """Return the planner's view of this peer for a blob; None if it never spoke of it."""
-        heard = self._heard.get(blob)
-        if heard is None or self.is_gone:
-            return None
-        entry = heard.entry
+    def view(self, word: Word) -> PeerView:
+        """Return the planner's view of this peer, for the blob that its word is of."""
+        entry = word.entry
         return PeerView(
             peer_id=self.peer_id,
             have=entry.have,
@@ -117,7 +115,7 @@ class Peer:
             can_fetch_upstream=entry.can_fetch_upstream,
             received_bytes=entry.received_bytes,
             moved_bytes=self.moved_bytes,
-            heard_s=heard.heard_s,
+            heard_s=word.heard_s,
             requests_inflight=self.requests_inflight,
             rate_bps=self.rate_bps,
         )

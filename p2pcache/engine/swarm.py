@@ -48,6 +48,9 @@ EXCHANGE_INTERVAL_MAX_S = 1.0
 # Of all neighbours together, begun here or there, where they speak of the same blobs: what a daemon
 # may spend on talking, a few hundredths of a core.
 EXCHANGES_PER_S_MAX = 30.0
+# Where there are too many to talk to all, so many: news takes several steps, and who hears of few
+# chunks in time has nothing to ask for.
+EXCHANGES_CROWD_PER_S_MAX = 80.0
 # In one exchange both of a pair hear everything: who has the greater id leaves the other so many
 # times the pause to begin it, and both do so at once only where that one has nothing to say.
 SECOND_PAUSE_FACTOR = 2.0
@@ -88,15 +91,17 @@ def find_pause_s(neighbourhood: Neighbourhood, peer_id: str | None, *, is_busy: 
     return EXCHANGE_INTERVAL_MAX_S if is_busy else PROBE_INTERVAL_S
 
 
-def find_interval_s(near_count: int, *, is_first: bool) -> float:
+def find_interval_s(neighbourhood: Neighbourhood, *, is_first: bool) -> float:
     """
     Return how long after an exchange of a pair one of the two may begin the next.
 
     Args:
-        near_count: How many neighbours it talks to.
+        neighbourhood: Whom it talks to.
         is_first: Whether it is the one of the two that begins, if both have something to say.
     """
-    share_s = near_count / EXCHANGES_PER_S_MAX
+    is_crowded = neighbourhood.is_crowded
+    most = EXCHANGES_CROWD_PER_S_MAX if is_crowded else EXCHANGES_PER_S_MAX
+    share_s = len(neighbourhood.near) / most
     return max(EXCHANGE_INTERVAL_MIN_S, share_s if is_first else SECOND_PAUSE_FACTOR * share_s)
 
 
@@ -272,10 +277,8 @@ class Swarm:
 
     def iter_up(self) -> Iterable[Peer]:
         """Iterate over the peers that answer and are not banned."""
-        now_s = self._context.clock.monotonic_s()
-        for peer in self.peers.values():
-            if self._context.blame.find_ban(peer.peer_id, now_s=now_s) is None:
-                yield peer
+        banned = self._context.blame.find_banned(now_s=self._context.clock.monotonic_s())
+        return (peer for peer in self.peers.values() if peer.peer_id not in banned)
 
     def iter_heard(self, blob: BlobDigest) -> Iterable[Peer]:
         """Iterate over those of them whose word on a blob counts."""
@@ -392,7 +395,7 @@ class Swarm:
             is_first = age_s > PROBE_INTERVAL_S or (
                 self._context.settings.peer_id < (address.peer_id or "")
             )
-            interval_s = find_interval_s(len(self.neighbourhood.near), is_first=is_first)
+            interval_s = find_interval_s(self.neighbourhood, is_first=is_first)
         return address.visited_s + interval_s - self._context.clock.monotonic_s()
 
     def _note_visitor(self, peer_id: str) -> None:

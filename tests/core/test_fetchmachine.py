@@ -51,6 +51,7 @@ from p2pcache.core.rendezvous import find_owner
 from p2pcache.core.tenure import LEASE_S, PROGRESS_BYTES_MIN
 from p2pcache.core.transitions import (
     BROKEN_REST_S,
+    BUSY_REST_JITTER,
     BUSY_REST_S,
     CRAWLER_REST_S,
     REFUSED_REST_S,
@@ -312,12 +313,26 @@ def test_peer_that_failed_rests(outcome: Outcome, rest_s: float, is_shunned: boo
     peer = see(A, Bitfield.full(1))
     look(machine, peer)
     end(machine, 1, outcome, now_s=100.0)
-    soon = machine.view([peer], now_s=100.0 + rest_s - 0.01)[0]
+    jitter_s = BUSY_REST_JITTER * rest_s if outcome is Outcome.BUSY else 0.0
+    soon = machine.view([peer], now_s=100.0 + rest_s - jitter_s - 0.01)[0]
     assert bool(soon.have) is not is_shunned
-    assert machine.view([peer], now_s=100.0 + rest_s + 0.01) == [peer]
+    assert machine.view([peer], now_s=100.0 + rest_s + jitter_s + 0.01) == [peer]
     meanwhile = asks_of(look(machine, peer, now_s=100.01, can_fetch_upstream=True))
     assert [r.source_id for r in meanwhile] == ([UPSTREAM] if is_shunned else [])
     assert machine.is_anyone_resting(now_s=100.0) is (rest_s <= BROKEN_REST_S)
+
+
+def test_busy_peers_rests_differ() -> None:
+    """All that were turned away at the same time would come back at the same time."""
+    machine = make_machine(8)
+    peers = [see(f"{n:032x}", Bitfield.full(8)) for n in range(4)]
+    asks = asks_of(look(machine, *peers))
+    for number in range(1, len(asks) + 1):
+        end(machine, number, Outcome.BUSY, now_s=100.0)
+    ends_s = list(machine.rests.resting_until_s.values())
+    assert len(ends_s) == len(set(ends_s)) > 1
+    most_s = BUSY_REST_S * (1 + BUSY_REST_JITTER)
+    assert all(most_s / 3 <= until_s - 100.0 <= most_s for until_s in ends_s)
 
 
 def test_peer_that_delivered_is_not_shunned_any_more() -> None:
@@ -525,7 +540,7 @@ def test_rest_of_a_lone_seeder_in_one_fetch_makes_no_other_fetch_wait() -> None:
     look(machine, seeder, member)
     assert needs.find_first_owing(seeder.peer_id) == BLOB
     end(machine, 1, Outcome.BUSY)
-    look(machine, seeder, member, now_s=100.0 + BUSY_REST_S / 2)
+    look(machine, seeder, member, now_s=100.0 + BUSY_REST_S / 3)
     assert needs.find_first_owing(seeder.peer_id) is None
     assert asks_of(look(machine, seeder, member, now_s=100.0 + 2 * BUSY_REST_S))
     assert needs.find_first_owing(seeder.peer_id) == BLOB

@@ -23,6 +23,7 @@ from p2pcache.core.needs import LoneNeeds
 from p2pcache.core.ownership import OWNERS_MAX
 from p2pcache.core.planner import plan_requests
 from p2pcache.core.rendezvous import find_highest, find_owner, rank_owners
+from p2pcache.core.turns import CHUNKS_FOR_A_RUN_MORE, RUNS_AT_FIRST
 from p2pcache.core.views import (
     UPSTREAM,
     FetchView,
@@ -890,13 +891,15 @@ def make_lone_crowd(**changes: object) -> FetchView:
 
 def test_plan_in_a_lone_seeders_crowd_keeps_few_runs_under_way() -> None:
     """Many at once would share the line, and all come late; what a reader needs comes anyway."""
-    most = LIMITS.crowd_runs_max
+    most = RUNS_AT_FIRST
     for inflight in range(most + 2):
         requests = plan(make_lone_crowd(further_runs_inflight=inflight))
         further = [r for r in requests if not r.is_first_copy]
         assert len(further) == max(0, most - inflight)
     among_few = make_lone_crowd(further_runs_inflight=most, is_crowded=False)
     assert any(not r.is_first_copy for r in plan(among_few)), "nobody is turned away there"
+    some = make_lone_crowd(have=Bitfield.of(20, range(12, 12 + CHUNKS_FOR_A_RUN_MORE)))
+    assert sum(not r.is_first_copy for r in plan(some)) == most + 1, "more to trade, more at once"
     waiting = make_lone_crowd(further_runs_inflight=most, next_for_readers=(3,))
     assert [r.first for r in plan(waiting) if not r.is_first_copy] == [3]
 

@@ -19,6 +19,8 @@ import pytest
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.layout import Layout
 from p2pcache.core.messages import Exchange, Hello, SwarmEntry, snapshot_from_json, table_from_json
+from p2pcache.core.neighbours import Neighbourhood
+from p2pcache.core.turns import RUNS_AT_FIRST
 from p2pcache.core.verify import digest_of
 from p2pcache.core.views import PlannerLimits
 from p2pcache.daemon import app, peer_api
@@ -36,9 +38,10 @@ from tests.engine.conftest import (
 )
 from tests.engine.engine import Engine, eventually
 from tests.engine.fakepeer import sha256_name
-from tests.hub import Hub
+from tests.hub import Hub, Repository
 
 BLOB = sha256_name(WEIGHTS)
+OTHER = WEIGHTS[::-1]
 SECRET = FILES["pytorch_model.bin"] + b"secret"
 SECRET_BLOB = sha256_name(SECRET)
 RUNS = f"/v1/blobs/{BLOB}/chunks"
@@ -291,6 +294,33 @@ async def test_too_many_uploads_are_sent_away_and_leave_no_open_file(
     reply = await stocked.ask(f"{RUNS}/0-0", peer=True)
     assert reply.error[0] == 503
     monkeypatch.undo()
+
+
+async def test_daemon_of_a_crowd_that_fetches_gives_few_runs_at_once(
+    stocked: Served, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who comes too many is told so at once; the first ones get all that they asked for."""
+    fetches = stocked.engine.cache.fetches
+    hub.add(Repository("org/other", {"model.bin": OTHER}))
+    hub.set_faults(hang_after_bytes=0, paths="org/other/*")
+    await stocked.engine.start_fetch("org/other", "model.bin")
+    assert fetches.count_held_chunks() == 0
+    monkeypatch.setattr(Neighbourhood, "is_crowded", True)
+    send, may_go, begun = peer_api.PeerApi._send_body, asyncio.Event(), []
+
+    async def send_later(*args: object) -> None:
+        begun.append(args)
+        await may_go.wait()
+        await send(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(peer_api.PeerApi, "_send_body", send_later)
+    asks = [asyncio.ensure_future(stocked.ask(f"{RUNS}/0-0", peer=True)) for _ in range(3)]
+    await eventually(lambda: len(begun) == RUNS_AT_FIRST == len(asks), "the first uploads")
+    assert (await stocked.ask(f"{RUNS}/1-1", peer=True)).error[0] == 503
+    may_go.set()
+    assert [(await ask).body for ask in asks] == [WEIGHTS[:CHUNK_BYTES]] * 3
+    assert (await stocked.ask(f"{RUNS}/1-1", peer=True)).status == 200
+    hub.set_faults()
 
 
 async def test_management_and_gateway_are_not_on_the_peer_endpoint(stocked: Served) -> None:

@@ -245,8 +245,10 @@ async def test_peer_gets_chunks_that_are_here_and_is_told_of_those_on_their_way(
     table = await engine.cache.get_table(BLOB)
     named = {index for index, digest in enumerate(table) if digest is not None}
     assert named == set(state.have)
+    assert engine.cache.fetches.count_held_chunks() == len(state.have)
     hub.set_faults()
     await active.result()
+    assert engine.cache.fetches.count_held_chunks() is None
 
 
 async def test_chunks_of_unknown_worth_are_not_passed_on(make_cache: MakeCache, hub: Hub) -> None:

@@ -18,6 +18,7 @@ from p2pcache.clock import ManualClock
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.layout import Layout
 from p2pcache.core.messages import Exchange, Hello, SwarmEntry
+from p2pcache.core.neighbours import NEIGHBOURS_ALL_MAX, Neighbourhood
 from p2pcache.discovery.base import Candidate
 from p2pcache.engine import swarm as swarm_module
 from p2pcache.engine.swarm import PEER_SILENCE_S, is_private_address
@@ -70,14 +71,25 @@ def test_private_address_is_one_of_a_local_network(host: str, is_private: bool) 
     assert is_private_address(host) is is_private
 
 
-@pytest.mark.parametrize("near_count", [1, 7, 24, 200])
-def test_exchange_is_begun_by_one_of_a_pair_unless_it_has_nothing_to_say(near_count: int) -> None:
+@pytest.mark.parametrize(
+    ("known_count", "most"),
+    [
+        (1, swarm_module.EXCHANGES_PER_S_MAX),
+        (NEIGHBOURS_ALL_MAX, swarm_module.EXCHANGES_PER_S_MAX),
+        (NEIGHBOURS_ALL_MAX + 1, swarm_module.EXCHANGES_CROWD_PER_S_MAX),
+        (500, swarm_module.EXCHANGES_CROWD_PER_S_MAX),
+    ],
+)
+def test_exchange_is_begun_by_one_of_a_pair_unless_it_has_nothing_to_say(
+    known_count: int, most: float
+) -> None:
     """The other one leaves it the time; both together keep the pace that is meant for all."""
-    first_s = swarm_module.find_interval_s(near_count, is_first=True)
-    second_s = swarm_module.find_interval_s(near_count, is_first=False)
-    assert near_count / first_s <= max(
-        swarm_module.EXCHANGES_PER_S_MAX, near_count / swarm_module.EXCHANGE_INTERVAL_MIN_S
-    )
+    hood = Neighbourhood("f" * 32)
+    members = [f"{number:032x}" for number in range(known_count)]
+    hood.update(members, {BLOB: members})
+    first_s = swarm_module.find_interval_s(hood, is_first=True)
+    second_s = swarm_module.find_interval_s(hood, is_first=False)
+    assert len(hood.near) / first_s == pytest.approx(most) or known_count == 1
     assert first_s >= swarm_module.EXCHANGE_INTERVAL_MIN_S
     assert second_s > first_s
 

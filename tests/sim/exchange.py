@@ -157,7 +157,7 @@ class Exchange:
         if line.round >= self._round:
             age_s = self._member.now_s - line.visitor_s
             is_first = age_s > PROBE_INTERVAL_S or self._member.id < line.other_id
-            interval_s = find_interval_s(len(self.neighbourhood.near), is_first=is_first)
+            interval_s = find_interval_s(self.neighbourhood, is_first=is_first)
         return max(0.0, line.visited_s + interval_s - self._member.now_s)
 
     def _try_visit(self, line: _Line) -> None:

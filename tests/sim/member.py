@@ -242,10 +242,8 @@ class Member:
 
     def iter_up(self) -> Iterable[Peer]:
         """Iterate over the peers that are known and not banned."""
-        now_s = self.now_s
-        for peer in self.exchange.peers.values():
-            if self.blame.find_ban(peer.peer_id, now_s=now_s) is None:
-                yield peer
+        banned = self.blame.find_banned(now_s=self.now_s)
+        return (peer for peer in self.exchange.peers.values() if peer.peer_id not in banned)
 
     def iter_heard(self) -> Iterable[Peer]:
         """Iterate over those of them whose word is recent: Swarm.iter_heard."""
@@ -407,7 +405,7 @@ class Member:
         if not self.turns.may_begin(
             asker_id,
             is_crowded=self.exchange.neighbourhood.is_crowded,
-            is_fetching=self.state is not None,
+            held_chunks=None if self.state is None else len(self.state.have),
             now_s=self.now_s,
         ):
             return Answer(Outcome.BUSY)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pcache.engine.swarm import EXCHANGES_PER_S_MAX
+from p2pcache.engine.swarm import EXCHANGES_CROWD_PER_S_MAX
 from tests.sim.__main__ import main
 from tests.sim.campaign import Case, Verdict, judge, judge_all, keep, read_kept
 from tests.sim.faultplan import FAULTS
@@ -78,7 +78,7 @@ def test_swarm_of_many_takes_one_copy_though_nobody_talks_to_everybody(name: str
     report = run_scenario(name, Setting(peers=32, chunks=64), seed=2)
     assert report.amplification <= SCENARIOS[name].amplification_max, report.render()
     assert report.slowness <= SCENARIOS[name].time_max, report.render()
-    assert report.messages_per_peer_and_s <= 2 * EXCHANGES_PER_S_MAX, report.render()
+    assert report.messages_per_peer_and_s <= 2 * EXCHANGES_CROWD_PER_S_MAX, report.render()
 
 
 def test_swarm_of_one_seed_always_tells_the_same_story() -> None:
