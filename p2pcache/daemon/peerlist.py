@@ -8,10 +8,10 @@ Source: docs/reference/http-api.md ("Who is there"); design.md §6.6.
 
 from __future__ import annotations
 
+from p2pcache.core.cadence import PROBE_INTERVAL_S
 from p2pcache.core.peers import Ban, Fault
 from p2pcache.engine.cache import Cache
 from p2pcache.engine.peer import Peer
-from p2pcache.engine.swarm import PROBE_INTERVAL_S
 
 # Every address is visited more often than that: one visit or two went unanswered.
 SILENT_S = 2 * PROBE_INTERVAL_S

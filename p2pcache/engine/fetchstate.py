@@ -158,7 +158,7 @@ class FetchState:
         blob, layout_id = self.order.blob, self.order.layout.id
         views, coming = [], []
         for peer in peers:
-            word = peer.find_word(blob)
+            word = peer.words.get(blob)
             if word is None or peer.is_gone or peer.peer_id in self.excluded:
                 continue
             if word.entry.layout == layout_id:

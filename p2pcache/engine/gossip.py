@@ -8,7 +8,7 @@ Source: design.md §9; core/neighbours.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from p2pcache.core.digest import BlobDigest
@@ -16,11 +16,6 @@ from p2pcache.core.messages import SwarmEntry
 from p2pcache.core.neighbours import Neighbourhood
 from p2pcache.core.views import PlannerLimits
 from p2pcache.engine.peer import Peer
-
-# Who chose us as its neighbour, and fetches, speaks to us more often than this.
-RECENT_S = 3.0
-# Of complete peers that are not near, so many are more than enough to receive from.
-FAR_COMPLETE_MAX = 4
 
 
 def is_worth_a_look(peer: Peer, known_count: int, *, limits: PlannerLimits) -> bool:
@@ -37,28 +32,6 @@ def find_fetching(blob: BlobDigest, peers: Iterable[Peer]) -> list[str]:
     """Return the peers that said last that they fetch a blob."""
     said = ((peer.peer_id, peer.find_entry(blob)) for peer in peers)
     return [peer_id for peer_id, entry in said if entry is not None and entry.is_fetching]
-
-
-def filter_heard(
-    blob: BlobDigest, peers: Iterable[Peer], neighbourhood: Neighbourhood, *, now_s: float
-) -> Iterator[Peer]:
-    """
-    Iterate over the peers whose word on a blob counts.
-
-    It is recent; or it is that they hold all of it, which stays true.
-    """
-    far_complete = 0
-    for peer in peers:
-        # Asked at every look, of hundreds.
-        word = peer.find_word(blob)
-        if word is None:
-            continue
-        if now_s - word.heard_s < RECENT_S or neighbourhood.counts(blob, peer.peer_id):
-            yield peer
-        elif word.entry.have.is_full():
-            far_complete += 1
-            if far_complete <= FAR_COMPLETE_MAX:
-                yield peer
 
 
 def add_crew(

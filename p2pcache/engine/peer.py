@@ -49,7 +49,8 @@ class Peer:
     received_bytes: int = 0
     # First copies that it received since we know it, of all blobs.
     moved_bytes: int = 0
-    _heard: OrderedDict[BlobDigest, Word] = field(default_factory=OrderedDict)
+    # What it last said of each blob, the oldest word first. Changed by hear() and hear_of() alone.
+    words: OrderedDict[BlobDigest, Word] = field(default_factory=OrderedDict)
 
     @property
     def url(self) -> str:
@@ -62,17 +63,17 @@ class Peer:
         self.is_gone = False
         if entry.crew:
             entry = replace(entry, crew=())
-        before = self._heard.pop(entry.blob, None)
+        before = self.words.pop(entry.blob, None)
         if before is not None:
             self.moved_bytes += max(0, entry.received_bytes - before.entry.received_bytes)
-        self._heard[entry.blob] = Word(entry, now_s)
-        while len(self._heard) > ENTRIES_PER_PEER_MAX:
-            self._heard.popitem(last=False)
+        self.words[entry.blob] = Word(entry, now_s)
+        while len(self.words) > ENTRIES_PER_PEER_MAX:
+            self.words.popitem(last=False)
         return before is None or not entry.says_as_much(before.entry)
 
     def hear_of(self, blob: BlobDigest, word: CrewWord, *, now_s: float) -> None:
         """Take in what another says of this peer; its own newer word counts for more."""
-        heard = self._heard.get(blob)
+        heard = self.words.get(blob)
         heard_s = now_s - word.age_ms / 1000
         if heard is None or heard.heard_s >= heard_s:
             return
@@ -82,11 +83,11 @@ class Peer:
         changed = replace(
             entry, received_bytes=received_bytes, can_fetch_upstream=word.can_fetch_upstream
         )
-        self._heard[blob] = Word(changed, heard_s)
+        self.words[blob] = Word(changed, heard_s)
 
     def speak_of(self, blob: BlobDigest, *, now_s: float) -> CrewWord | None:
         """Return what others may hear of this peer; None if that is too old."""
-        heard = self._heard.get(blob)
+        heard = self.words.get(blob)
         if heard is None:
             return None
         age_ms = max(0, round((now_s - heard.heard_s) * 1000))
@@ -95,13 +96,9 @@ class Peer:
         entry = heard.entry
         return CrewWord(self.peer_id, entry.received_bytes, age_ms, entry.can_fetch_upstream)
 
-    def find_word(self, blob: BlobDigest) -> Word | None:
-        """Return what was last heard of the peer and a blob."""
-        return self._heard.get(blob)
-
     def find_entry(self, blob: BlobDigest) -> SwarmEntry | None:
         """Return what the peer last said of a blob."""
-        heard = self._heard.get(blob)
+        heard = self.words.get(blob)
         return None if heard is None else heard.entry
 
     def view(self, word: Word) -> PeerView:

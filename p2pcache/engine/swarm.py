@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from p2pcache import __version__
 from p2pcache.core.bitfield import Bitfield
+from p2pcache.core.cadence import Visits, find_pause_s
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
 from p2pcache.core.messages import ENTRIES_PER_EXCHANGE_MAX, Exchange, Hello, SwarmEntry
@@ -26,9 +27,9 @@ from p2pcache.core.neighbours import Neighbourhood
 from p2pcache.core.rendezvous import find_owner
 from p2pcache.discovery.base import Candidate
 from p2pcache.engine.context import Context
+from p2pcache.engine.earshot import Earshot
 from p2pcache.engine.gossip import (
     add_crew,
-    filter_heard,
     find_fetching,
     hear_crew,
     is_worth_a_look,
@@ -39,25 +40,8 @@ from p2pcache.errors import P2PCacheError, PeerGoneError
 
 log = logging.getLogger(__name__)
 
-# A probe every 2 s and 6 s of patience: a peer that vanished is gone from every plan within 8 s.
-PROBE_INTERVAL_S = 2.0
+# With a probe every 2 s: a peer that vanished is gone from every plan within 8 s.
 PEER_SILENCE_S = 6.0
-# While a blob is active, changes are told at most this often, and repeated at least this often.
-EXCHANGE_INTERVAL_MIN_S = 0.05
-EXCHANGE_INTERVAL_MAX_S = 1.0
-# Of all neighbours together, begun here or there, where they speak of the same blobs: what a daemon
-# may spend on talking, a few hundredths of a core.
-EXCHANGES_PER_S_MAX = 30.0
-# Where there are too many to talk to all, so many: news takes several steps, and who hears of few
-# chunks in time has nothing to ask for.
-EXCHANGES_CROWD_PER_S_MAX = 80.0
-# In one exchange both of a pair hear everything: who has the greater id leaves the other so many
-# times the pause to begin it, and both do so at once only where that one has nothing to say.
-SECOND_PAUSE_FACTOR = 2.0
-# Who is no neighbour is visited this often, to notice that it is gone; of all of them together, no
-# more than so many a second.
-FAR_INTERVAL_S_MIN = 30.0
-FAR_VISITS_PER_S_MAX = 10.0
 # Who is near changes when peers come, go or start to fetch: often enough for a lease.
 NEIGHBOURS_INTERVAL_S = 0.5
 # A start waits this long for the first round of exchanges, and no longer.
@@ -82,42 +66,13 @@ def is_private_address(host: str) -> bool:
     )
 
 
-def find_pause_s(neighbourhood: Neighbourhood, peer_id: str | None, *, is_busy: bool) -> float:
-    """Return how long to wait between visits; peer_id is None where no peer of the table lives."""
-    if peer_id is None:
-        return PROBE_INTERVAL_S
-    if peer_id not in neighbourhood.near and neighbourhood.is_crowded:
-        return max(FAR_INTERVAL_S_MIN, len(neighbourhood.known) / FAR_VISITS_PER_S_MAX)
-    return EXCHANGE_INTERVAL_MAX_S if is_busy else PROBE_INTERVAL_S
-
-
-def find_interval_s(neighbourhood: Neighbourhood, *, is_first: bool) -> float:
-    """
-    Return how long after an exchange of a pair one of the two may begin the next.
-
-    Args:
-        neighbourhood: Whom it talks to.
-        is_first: Whether it is the one of the two that begins, if both have something to say.
-    """
-    is_crowded = neighbourhood.is_crowded
-    most = EXCHANGES_CROWD_PER_S_MAX if is_crowded else EXCHANGES_PER_S_MAX
-    share_s = len(neighbourhood.near) / most
-    return max(EXCHANGE_INTERVAL_MIN_S, share_s if is_first else SECOND_PAUSE_FACTOR * share_s)
-
-
 @dataclass(slots=True)
 class _Address:
     """One address where a peer may listen, and the task that visits it."""
 
     candidate: Candidate
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    # The newest round that this address has answered in; -1 before the first visit ended.
-    round: int = -1
-    # When we and whoever lives there last heard each other's news; when by a visit of ours; and
-    # when it last visited us.
-    visited_s: float = 0.0
-    told_s: float = 0.0
-    visitor_s: float = float("-inf")
+    visits: Visits = field(default_factory=Visits)
     # Who answered last; None while nobody does.
     peer_id: str | None = None
     task: asyncio.Task[None] | None = None
@@ -155,6 +110,7 @@ class Swarm:
         self._visited = asyncio.Event()
         self._neighbourhood = Neighbourhood(context.settings.peer_id)
         self._neighbourhood_s = -NEIGHBOURS_INTERVAL_S
+        self._earshot = Earshot()
 
     # --- life ---
 
@@ -203,6 +159,7 @@ class Swarm:
         """Stop speaking of a blob; who asks is told what is on the shelf."""
         self._reporters.pop(blob, None)
         self._listeners.pop(blob, None)
+        self._earshot.forget(blob)
 
     def nudge(self, blob: BlobDigest) -> None:
         """Let a blob's fetch look again: somebody it may be waiting for has news, or is free."""
@@ -237,7 +194,9 @@ class Swarm:
             address.wake.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(START_ROUND_S_MAX):
-                while any(a.round < wanted and self._is_home(a) for a in self._addresses.values()):
+                while any(
+                    a.visits.round < wanted and self._is_home(a) for a in self._addresses.values()
+                ):
                     await self._visited.wait()
 
     async def ask_about(self, blobs: Iterable[tuple[BlobDigest, Layout]]) -> None:
@@ -278,12 +237,14 @@ class Swarm:
     def iter_up(self) -> Iterable[Peer]:
         """Iterate over the peers that answer and are not banned."""
         banned = self._context.blame.find_banned(now_s=self._context.clock.monotonic_s())
-        return (peer for peer in self.peers.values() if peer.peer_id not in banned)
+        peers = self.peers.values()
+        return (p for p in peers if p.peer_id not in banned) if banned else peers
 
     def iter_heard(self, blob: BlobDigest) -> Iterable[Peer]:
         """Iterate over those of them whose word on a blob counts."""
-        now_s = self._context.clock.monotonic_s()
-        return filter_heard(blob, self.iter_up(), self.neighbourhood, now_s=now_s)
+        now_s, hood = self._context.clock.monotonic_s(), self.neighbourhood
+        banned = self._context.blame.find_banned(now_s=now_s)
+        return self._earshot.find(blob, self.peers, banned, hood, now_s=now_s)
 
     def is_distrusted(self) -> bool:
         """Return whether most peers have banned us: a disk or a memory of ours is damaged."""
@@ -323,8 +284,10 @@ class Swarm:
     async def _watch(self, address: _Address) -> None:
         """Exchange often while there is something to say, now and then while there is not."""
         while True:
+            number, answered = self._round, None
             try:
                 address.peer_id = await self._visit(address)
+                answered = number
                 if address.peer_id == self._context.settings.peer_id:
                     return  # it is ourselves
             except P2PCacheError as error:
@@ -332,8 +295,7 @@ class Swarm:
                 self._note_silence(address, is_gone=isinstance(error, PeerGoneError))
                 address.peer_id = None
             finally:
-                address.round = max(address.round, 0)
-                address.visited_s = address.told_s = self._context.clock.monotonic_s()
+                address.visits.note_visit(answered, now_s=self._context.clock.monotonic_s())
                 self._visited.set()
                 self._visited = asyncio.Event()
             if address.peer_id is None and self._is_forgotten(address):
@@ -343,7 +305,6 @@ class Swarm:
 
     async def _visit(self, address: _Address) -> str:
         """Ask who is there; exchange, unless it is the second address of a peer we know."""
-        number = self._round
         entries: tuple[SwarmEntry, ...] = ()
         if address.peer_id is not None and not self._is_home(address):
             hello = await self.link.greet(address.url)
@@ -362,7 +323,6 @@ class Swarm:
             if peer is not None and (peer.host, peer.port) == address.key:
                 peer.last_seen_s = self._context.clock.monotonic_s()
             self._hear(hello.peer_id, entries)
-        address.round = number
         return hello.peer_id
 
     async def _pause(self, address: _Address) -> None:
@@ -376,34 +336,24 @@ class Swarm:
                 await address.wake.wait()
         # Anew after each visit to us: who visits us meanwhile knows what we know. Not for ever:
         # whether it can still be reached, only a visit of ours tells.
-        visited_s = float("nan")
-        while address.visited_s != visited_s and not self._is_due(address):
-            visited_s = address.visited_s
-            await asyncio.sleep(max(0.0, self._next_visit_s(address)))
-        address.wake.clear()
-
-    def _is_due(self, address: _Address) -> bool:
-        """Return whether our own last visit was so long ago that no other stands for the next."""
-        return self._context.clock.monotonic_s() - address.told_s >= PROBE_INTERVAL_S
-
-    def _next_visit_s(self, address: _Address) -> float:
-        """Return in how many seconds an address may be visited again."""
-        interval_s = EXCHANGE_INTERVAL_MIN_S
-        if address.round >= self._round:
-            # Who does not count us among its neighbours will not begin.
-            age_s = self._context.clock.monotonic_s() - address.visitor_s
-            is_first = age_s > PROBE_INTERVAL_S or (
-                self._context.settings.peer_id < (address.peer_id or "")
+        visits, clock, visited_s = address.visits, self._context.clock, float("nan")
+        while visits.visited_s != visited_s and not visits.is_due(now_s=clock.monotonic_s()):
+            visited_s = visits.visited_s
+            wait_s = visits.find_wait_s(
+                self.neighbourhood,
+                has_smaller_id=self._context.settings.peer_id < (address.peer_id or ""),
+                current_round=self._round,
+                now_s=clock.monotonic_s(),
             )
-            interval_s = find_interval_s(self.neighbourhood, is_first=is_first)
-        return address.visited_s + interval_s - self._context.clock.monotonic_s()
+            await asyncio.sleep(wait_s)
+        address.wake.clear()
 
     def _note_visitor(self, peer_id: str) -> None:
         """Count an exchange that a peer began like one that we began."""
         peer = self.peers.get(peer_id)
         address = None if peer is None else self._addresses.get((peer.host, peer.port))
         if peer is not None and address is not None and address.peer_id == peer_id:
-            address.visited_s = address.visitor_s = self._context.clock.monotonic_s()
+            address.visits.note_visitor(now_s=self._context.clock.monotonic_s())
 
     async def _settle(self) -> None:
         """Wait until every address was visited once, SETTLE_S after start at most."""
@@ -412,7 +362,7 @@ class Swarm:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(left_s):
-                while any(address.round < 0 for address in self._addresses.values()):
+                while any(address.visits.round < 0 for address in self._addresses.values()):
                     await self._visited.wait()
 
     async def _ask_peer(self, peer: Peer, message: Exchange) -> None:
@@ -461,6 +411,7 @@ class Swarm:
         may_ask = is_worth_a_look(peer, len(self.peers), limits=self._context.limits)
         for entry in entries:
             is_news = peer.hear(entry, now_s=now_s)
+            self._earshot.note(entry.blob, peer)
             hear_crew(entry, self.neighbourhood, self.peers, now_s=now_s)
             if is_news and may_ask:
                 self.nudge(entry.blob)

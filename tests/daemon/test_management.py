@@ -320,7 +320,7 @@ async def test_peers_lists_who_answers_and_who_does_not(
     served: Served, make_peer: MakePeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A peer with its numbers, a banned one with its reason, an address without an answer."""
-    monkeypatch.setattr("p2pcache.engine.swarm.PROBE_INTERVAL_S", 0.02)
+    monkeypatch.setattr("p2pcache.core.cadence.PROBE_INTERVAL_S", 0.02)
     peer = await make_peer(WEIGHTS)
     await served.engine.meet(peer.address, via="mdns")
     listed = (await served.ask(f"{BASE}/peers")).json

@@ -43,6 +43,7 @@ from p2pcache.store.hubtree import HubTree
 from p2pcache.transfer.connection import ConnectionPool
 from tests.engine.fakepeer import sha256_name
 from tests.ports import pick_port
+from tests.serving import cut
 
 POLL_S = 0.005
 
@@ -174,7 +175,7 @@ class Engine:
         """Serve the peer endpoint on a free port; returns its address."""
         runner = web.AppRunner(make_peer_app(self.cache), access_log=None, shutdown_timeout=0.05)
         await runner.setup()
-        self._stack.push_async_callback(runner.cleanup)
+        self._stack.push_async_callback(cut, runner)
         await web.TCPSite(runner, "127.0.0.1", pick_port()).start()
         port = runner.addresses[0][1]
         self.cache.swarm.port = port

@@ -23,6 +23,7 @@ from p2pcache.core.layout import Layout
 from p2pcache.core.messages import Exchange, Hello, SwarmEntry, table_to_json
 from p2pcache.core.verify import digest_of
 from tests.ports import pick_port
+from tests.serving import cut
 
 Tamper = Callable[[int, bytes], bytes]
 
@@ -100,11 +101,7 @@ class FakePeer:
         self._released.set()
         runner, self._runner = self._runner, None
         if runner is not None:
-            if runner.server is not None:
-                for connection in runner.server.connections:
-                    if connection.transport is not None:
-                        connection.transport.abort()
-            await runner.cleanup()
+            await cut(runner)
 
     async def __aenter__(self) -> FakePeer:
         return await self.start()

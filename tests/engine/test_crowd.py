@@ -12,10 +12,10 @@ import asyncio
 
 import pytest
 
+from p2pcache.core import cadence
 from p2pcache.core import neighbours as neighbours_module
 from p2pcache.core import ownership as ownership_module
 from p2pcache.discovery.base import Candidate
-from p2pcache.engine import swarm as swarm_module
 from tests.engine.conftest import REPO, WEIGHTS, MakeCache
 from tests.engine.engine import Engine, eventually
 from tests.engine.fakepeer import sha256_name
@@ -30,7 +30,7 @@ MEMBERS = 7
 @pytest.fixture
 async def crowd(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
     """Return engines that know each other, and are too many to talk to all."""
-    monkeypatch.setattr(swarm_module, "PROBE_INTERVAL_S", 0.05)
+    monkeypatch.setattr(cadence, "PROBE_INTERVAL_S", 0.05)
     monkeypatch.setattr(neighbours_module, "NEIGHBOURS_ALL_MAX", 3)
     monkeypatch.setattr(neighbours_module, "NEIGHBOURS_CHOSEN", 2)
     for module in (neighbours_module, ownership_module):

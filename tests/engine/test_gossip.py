@@ -11,46 +11,16 @@ from __future__ import annotations
 import pytest
 
 from p2pcache.core.bitfield import Bitfield
-from p2pcache.core.digest import BlobDigest
-from p2pcache.core.layout import Layout
 from p2pcache.core.messages import CREW_AGE_MS_MAX, CrewWord, SwarmEntry
-from p2pcache.core.neighbours import RANKS_HEARD, Neighbourhood
-from p2pcache.core.ownership import OWNERS_MAX
-from p2pcache.core.rendezvous import find_highest
+from p2pcache.core.neighbours import Neighbourhood
 from p2pcache.core.views import PlannerLimits
 from p2pcache.engine.gossip import (
-    FAR_COMPLETE_MAX,
     add_crew,
-    filter_heard,
-    find_fetching,
     hear_crew,
     is_worth_a_look,
 )
 from p2pcache.engine.peer import Peer
-
-BLOB = BlobDigest("sha256", "ab" * 32)
-LAYOUT = Layout(4)
-IDS = [f"{number + 1:032x}" for number in range(64)]
-CREW = find_highest(BLOB, IDS, OWNERS_MAX)
-# One that is no owner.
-SELF_ID = next(one for one in IDS if one not in CREW)
-
-
-def make_entry(received_bytes: int = 0, *, have: bool = False) -> SwarmEntry:
-    """Make what a member says of the blob."""
-    bits = Bitfield.full(1) if have else Bitfield(1)
-    fetching = not have
-    return SwarmEntry(BLOB, LAYOUT.id, bits, Bitfield(1), fetching, False, received_bytes)
-
-
-def make_peers(now_s: float = 100.0) -> tuple[Neighbourhood, dict[str, Peer]]:
-    """Make a crowd whose members all have said once that they fetch the blob."""
-    peers = {one: Peer(one, one[-4:], "10.0.0.1", 1) for one in IDS if one != SELF_ID}
-    for peer in peers.values():
-        peer.hear(make_entry(), now_s=now_s)
-    hood = Neighbourhood(SELF_ID)
-    hood.update(peers, {BLOB: find_fetching(BLOB, peers.values())})
-    return hood, peers
+from tests.engine.crowds import BLOB, CREW, IDS, LAYOUT, make_entry, make_peers
 
 
 def find_far_owner(hood: Neighbourhood) -> str:
@@ -105,28 +75,6 @@ def test_word_on_a_neighbour_or_a_stranger_counts_for_nothing() -> None:
     hear_crew(entry, hood, peers, now_s=101.0)
     assert get_entry(peers[near]).received_bytes == 0
     assert stranger not in peers
-
-
-def test_far_peers_count_as_owners_or_when_they_hold_everything() -> None:
-    """Their other words are old; a few that are complete are enough."""
-    hood, peers = make_peers()
-    heard = {peer.peer_id for peer in filter_heard(BLOB, peers.values(), hood, now_s=110.0)}
-    assert heard == hood.near | set(find_highest(BLOB, [*peers, SELF_ID], RANKS_HEARD)) - {SELF_ID}
-    far = [one for one in peers if one not in heard]
-    for one in far[: FAR_COMPLETE_MAX + 3]:
-        peers[one].hear(make_entry(have=True), now_s=101.0)
-    now_heard = {peer.peer_id for peer in filter_heard(BLOB, peers.values(), hood, now_s=110.0)}
-    assert len(now_heard - heard) == FAR_COMPLETE_MAX
-
-
-def test_peer_that_spoke_a_moment_ago_counts_though_we_never_ask_it() -> None:
-    """It chose us as its neighbour."""
-    hood, peers = make_peers(now_s=0.0)
-    heard = {peer.peer_id for peer in filter_heard(BLOB, peers.values(), hood, now_s=100.0)}
-    visitor = next(one for one in peers if one not in heard)
-    peers[visitor].hear(make_entry(), now_s=100.0)
-    assert peers[visitor] in filter_heard(BLOB, peers.values(), hood, now_s=102.0)
-    assert peers[visitor] not in filter_heard(BLOB, peers.values(), hood, now_s=104.0)
 
 
 @pytest.mark.parametrize(

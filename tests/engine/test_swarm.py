@@ -15,10 +15,10 @@ from dataclasses import replace
 import pytest
 
 from p2pcache.clock import ManualClock
+from p2pcache.core import cadence
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.layout import Layout
 from p2pcache.core.messages import Exchange, Hello, SwarmEntry
-from p2pcache.core.neighbours import NEIGHBOURS_ALL_MAX, Neighbourhood
 from p2pcache.discovery.base import Candidate
 from p2pcache.engine import swarm as swarm_module
 from p2pcache.engine.swarm import PEER_SILENCE_S, is_private_address
@@ -34,7 +34,7 @@ BLOB = sha256_name(WEIGHTS)
 @pytest.fixture(autouse=True)
 def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Probe idle addresses often, so that tests need not wait."""
-    monkeypatch.setattr(swarm_module, "PROBE_INTERVAL_S", 0.02)
+    monkeypatch.setattr(cadence, "PROBE_INTERVAL_S", 0.02)
 
 
 def make_exchange(number: int, port: int, *, blobs: int = 0) -> Exchange:
@@ -69,29 +69,6 @@ def make_exchange(number: int, port: int, *, blobs: int = 0) -> Exchange:
 def test_private_address_is_one_of_a_local_network(host: str, is_private: bool) -> None:
     """Only addresses that cannot come from outside count, in whatever form they are written."""
     assert is_private_address(host) is is_private
-
-
-@pytest.mark.parametrize(
-    ("known_count", "most"),
-    [
-        (1, swarm_module.EXCHANGES_PER_S_MAX),
-        (NEIGHBOURS_ALL_MAX, swarm_module.EXCHANGES_PER_S_MAX),
-        (NEIGHBOURS_ALL_MAX + 1, swarm_module.EXCHANGES_CROWD_PER_S_MAX),
-        (500, swarm_module.EXCHANGES_CROWD_PER_S_MAX),
-    ],
-)
-def test_exchange_is_begun_by_one_of_a_pair_unless_it_has_nothing_to_say(
-    known_count: int, most: float
-) -> None:
-    """The other one leaves it the time; both together keep the pace that is meant for all."""
-    hood = Neighbourhood("f" * 32)
-    members = [f"{number:032x}" for number in range(known_count)]
-    hood.update(members, {BLOB: members})
-    first_s = swarm_module.find_interval_s(hood, is_first=True)
-    second_s = swarm_module.find_interval_s(hood, is_first=False)
-    assert len(hood.near) / first_s == pytest.approx(most) or known_count == 1
-    assert first_s >= swarm_module.EXCHANGE_INTERVAL_MIN_S
-    assert second_s > first_s
 
 
 async def test_exchange_tells_both_sides(make_cache: MakeCache, hub: Hub) -> None:
@@ -130,9 +107,9 @@ async def test_visitor_that_asks_about_nothing_of_ours_does_not_delay_our_news(
     clock.advance(100.0)
     entries = make_exchange(1, 1, blobs=1).entries
     for said, is_counted in [((), False), (entries, True)]:
-        address.visited_s = 0.0
+        address.visits.visited_s = 0.0
         await swarm.answer(Exchange(hello, address.candidate.port, said), host)
-        assert (address.visited_s > 0.0) is is_counted
+        assert (address.visits.visited_s > 0.0) is is_counted
 
 
 async def test_news_of_a_peer_that_sends_to_us_wakes_no_fetch(
@@ -396,9 +373,9 @@ async def test_round_with_a_peer_that_hangs_is_bounded(
     peer = await make_peer()
     await engine.meet(peer.address)
     peer.is_silent = True
-    rounds = [address.round for address in engine.cache.swarm._addresses.values()]
+    rounds = [address.visits.round for address in engine.cache.swarm._addresses.values()]
     await engine.cache.swarm.begin_round()
-    assert [address.round for address in engine.cache.swarm._addresses.values()] == rounds
+    assert [address.visits.round for address in engine.cache.swarm._addresses.values()] == rounds
     assert list(engine.cache.swarm.peers) == [peer.peer_id]
 
 

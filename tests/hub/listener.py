@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+from tests.serving import cut
+
 HOST = "127.0.0.1"
 SHUTDOWN_TIMEOUT_S = 0.05
 REQUEST_SIZE_BYTES_MAX = 256 << 20  # control requests carry files
@@ -63,11 +65,7 @@ class PortListener:
         """Stop listening and cut what is connected; harmless when stopped."""
         runner, self._runner = self._runner, None
         if runner is not None:
-            if runner.server is not None:
-                for connection in runner.server.connections:
-                    if connection.transport is not None:
-                        connection.transport.abort()
-            await runner.cleanup()
+            await cut(runner)
 
     async def set_listening(self, wanted: bool) -> None:
         """Open or close the port."""

@@ -2,30 +2,28 @@
 Owns who tells whom what, and how often: the control messages of one simulated daemon.
 
 Knows nothing of chunks; it carries what the member says.
-Invariants: the pace is that of engine/swarm.py, whose constants are used here; every exchange that
+Invariants: the pace is that of core/cadence.py and engine/swarm.py; every exchange that
 is begun is counted, and ends.
 Source: engine/swarm.py (_watch, _visit, _pause, answer); docs/reference/peer-protocol.md.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from p2pcache.core.cadence import Visits, find_pause_s
 from p2pcache.core.messages import SwarmEntry
 from p2pcache.core.neighbours import Neighbourhood
+from p2pcache.engine.earshot import Earshot
 from p2pcache.engine.gossip import add_crew, find_fetching, hear_crew, is_worth_a_look
 from p2pcache.engine.peer import Peer
 from p2pcache.engine.peerlink import REQUEST_S_MAX
 from p2pcache.engine.swarm import (
-    EXCHANGE_INTERVAL_MIN_S,
     NEIGHBOURS_INTERVAL_S,
     PEER_SILENCE_S,
-    PROBE_INTERVAL_S,
     SETTLE_S,
     START_ROUND_S_MAX,
-    find_interval_s,
-    find_pause_s,
 )
 from tests.sim.setting import BLOB, PEER_LATENCY_S
 from tests.sim.vice import Vice
@@ -41,11 +39,7 @@ class _Line:
     """The visits to one other member."""
 
     other_id: str
-    visited_s: float = -60.0
-    told_s: float = -60.0
-    visitor_s: float = -60.0
-    # The newest round that was answered here; -1 before the first visit ended.
-    round: int = -1
+    visits: Visits = field(default_factory=Visits)
     is_visiting: bool = False
     is_planned: bool = False
     is_woken: bool = False
@@ -69,6 +63,7 @@ class Exchange:
         self._round = 0
         self._neighbourhood = Neighbourhood(member.id)
         self._neighbourhood_s = -60.0
+        self.earshot = Earshot()
         self._started_s = member.now_s
         self._on_settled: Callable[[], None] | None = None
         self._on_round: Callable[[], None] | None = None
@@ -104,7 +99,7 @@ class Exchange:
     def begin_round(self, on_end: Callable[[], None]) -> None:
         """Exchange with everybody once; `on_end` is called after it, or a second."""
         left_s = self._started_s + SETTLE_S - self._member.now_s
-        if left_s > 0 and any(line.round < 0 for line in self._lines.values()):
+        if left_s > 0 and not self._is_settled():
             # Just started: meet those that are there first.
             self._on_settled = lambda: self._begin_round(on_end)
             self._member.after(left_s, self._end_settling)
@@ -129,11 +124,17 @@ class Exchange:
         self._member.after(START_ROUND_S_MAX, give_up)
         self._look_at_round()
 
+    def _is_settled(self) -> bool:
+        """Return whether everybody was visited once."""
+        return all(line.visits.round >= 0 for line in self._lines.values())
+
     def _look_at_round(self) -> None:
-        if self._on_settled is not None and all(line.round >= 0 for line in self._lines.values()):
+        if self._on_settled is not None and all(
+            line.visits.round >= 0 for line in self._lines.values()
+        ):
             self._end_settling()
         if self._on_round is not None and all(
-            line.round >= self._round or line.other_id not in self.peers
+            line.visits.round >= self._round or line.other_id not in self.peers
             for line in self._lines.values()
         ):
             self._end_round()
@@ -153,17 +154,16 @@ class Exchange:
         self._member.after(self._next_visit_s(line), lambda: self._try_visit(line))
 
     def _next_visit_s(self, line: _Line) -> float:
-        interval_s = EXCHANGE_INTERVAL_MIN_S
-        if line.round >= self._round:
-            age_s = self._member.now_s - line.visitor_s
-            is_first = age_s > PROBE_INTERVAL_S or self._member.id < line.other_id
-            interval_s = find_interval_s(self.neighbourhood, is_first=is_first)
-        return max(0.0, line.visited_s + interval_s - self._member.now_s)
+        return line.visits.find_wait_s(
+            self.neighbourhood,
+            has_smaller_id=self._member.id < line.other_id,
+            current_round=self._round,
+            now_s=self._member.now_s,
+        )
 
     def _try_visit(self, line: _Line) -> None:
         left_s = self._next_visit_s(line)
-        is_due = self._member.now_s - line.told_s >= PROBE_INTERVAL_S
-        if left_s > 1e-9 and not is_due:
+        if left_s > 1e-9 and not line.visits.is_due(now_s=self._member.now_s):
             # They visited us meanwhile, and know what we know.
             self._member.after(left_s, lambda: self._try_visit(line))
             return
@@ -214,8 +214,7 @@ class Exchange:
         now_s = self._member.now_s
         line.is_visiting = False
         self._visiting.pop(line, None)
-        line.visited_s = line.told_s = now_s
-        line.round = max(line.round, 0 if number is None else number)
+        line.visits.note_visit(number, now_s=now_s)
         if number is None:
             peer = self.peers.get(line.other_id)
             if peer is not None and now_s - peer.last_seen_s >= PEER_SILENCE_S:
@@ -264,8 +263,8 @@ class Exchange:
         self.peers[sender_id].bans_us = sender.bans(self._member.id)
         line = self._lines.get(sender_id)
         is_told = entry is not None or not self._member.is_reporting
-        if line is not None and line.round >= 0 and is_told:
-            line.visited_s = line.visitor_s = self._member.now_s
+        if line is not None and line.visits.round >= 0 and is_told:
+            line.visits.note_visitor(now_s=self._member.now_s)
         return None if entry is None else self._report()
 
     def _report(self) -> SwarmEntry | None:
@@ -286,6 +285,7 @@ class Exchange:
         if entry is not None and other_id in self.peers:
             now_s = self._member.now_s
             self.peers[other_id].hear(entry, now_s=now_s)
+            self.earshot.note(BLOB, self.peers[other_id])
             hear_crew(entry, self.neighbourhood, self.peers, now_s=now_s)
             limits = self._member.swarm.setting.limits
             if is_worth_a_look(self.peers[other_id], len(self.peers), limits=limits):

@@ -26,7 +26,6 @@ from p2pcache.core.views import UPSTREAM, RunRequest
 from p2pcache.engine.budget import UpstreamBudget
 from p2pcache.engine.fetch import PROOF_ATTEMPTS_MAX, REPLAN_INTERVAL_S
 from p2pcache.engine.fetchstate import FetchOrder, FetchState
-from p2pcache.engine.gossip import filter_heard
 from p2pcache.engine.peer import Peer
 from p2pcache.errors import UpstreamRateLimitedError
 from tests.sim.exchange import Exchange
@@ -243,11 +242,15 @@ class Member:
     def iter_up(self) -> Iterable[Peer]:
         """Iterate over the peers that are known and not banned."""
         banned = self.blame.find_banned(now_s=self.now_s)
-        return (peer for peer in self.exchange.peers.values() if peer.peer_id not in banned)
+        peers = self.exchange.peers.values()
+        return (p for p in peers if p.peer_id not in banned) if banned else peers
 
     def iter_heard(self) -> Iterable[Peer]:
         """Iterate over those of them whose word is recent: Swarm.iter_heard."""
-        return filter_heard(BLOB, self.iter_up(), self.exchange.neighbourhood, now_s=self.now_s)
+        exchange, now_s = self.exchange, self.now_s
+        banned = self.blame.find_banned(now_s=now_s)
+        hood = exchange.neighbourhood
+        return exchange.earshot.find(BLOB, exchange.peers, banned, hood, now_s=now_s)
 
     def bans(self, peer_id: str) -> bool:
         """Return whether a peer is banned here now."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pcache.engine.swarm import EXCHANGES_CROWD_PER_S_MAX
+from p2pcache.core.cadence import EXCHANGES_CROWD_PER_S_MAX
 from tests.sim.__main__ import main
 from tests.sim.campaign import Case, Verdict, judge, judge_all, keep, read_kept
 from tests.sim.faultplan import FAULTS
