@@ -198,6 +198,8 @@ class Swarm:
                     a.visits.round < wanted and self._is_home(a) for a in self._addresses.values()
                 ):
                     await self._visited.wait()
+        # Who fetches the same is known now: not half a second later.
+        self._neighbourhood_s = -NEIGHBOURS_INTERVAL_S
 
     async def ask_about(self, blobs: Iterable[tuple[BlobDigest, Layout]]) -> None:
         """

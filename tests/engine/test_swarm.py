@@ -15,7 +15,7 @@ from dataclasses import replace
 import pytest
 
 from p2pcache.clock import ManualClock
-from p2pcache.core import cadence
+from p2pcache.core import cadence, neighbours
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.layout import Layout
 from p2pcache.core.messages import Exchange, Hello, SwarmEntry
@@ -384,6 +384,23 @@ async def test_round_without_peers_is_over_at_once(engine: Engine) -> None:
     round_ = engine.cache.swarm.begin_round()
     with pytest.raises(StopIteration):
         round_.send(None)
+
+
+async def test_round_that_ended_tells_at_once_who_fetches_the_same(
+    make_cache: MakeCache, make_peer: MakePeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a crowd a fetch began with owners that were half a second old: with none."""
+    monkeypatch.setattr(neighbours, "NEIGHBOURS_ALL_MAX", 0)
+    engine = await make_cache(clock=ManualClock())
+    peer = await make_peer(WEIGHTS)
+    peer.is_fetching = True
+    await engine.meet(peer.address)
+    swarm, empty = engine.cache.swarm, Bitfield(Layout(len(WEIGHTS)).chunk_count)
+    entry = SwarmEntry(BLOB, Layout(len(WEIGHTS)).id, empty, empty.copy(), is_fetching=True)
+    swarm.register(BLOB, lambda: entry, lambda: None)
+    assert swarm.neighbourhood.find_crew(BLOB) == frozenset()
+    await swarm.begin_round()
+    assert swarm.neighbourhood.find_crew(BLOB) == {peer.peer_id}
 
 
 async def test_banned_peer_is_in_no_plan_until_its_ban_ends(

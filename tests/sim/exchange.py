@@ -129,9 +129,7 @@ class Exchange:
         return all(line.visits.round >= 0 for line in self._lines.values())
 
     def _look_at_round(self) -> None:
-        if self._on_settled is not None and all(
-            line.visits.round >= 0 for line in self._lines.values()
-        ):
+        if self._on_settled is not None and self._is_settled():
             self._end_settling()
         if self._on_round is not None and all(
             line.visits.round >= self._round or line.other_id not in self.peers
@@ -141,6 +139,7 @@ class Exchange:
 
     def _end_round(self) -> None:
         on_end, self._on_round = self._on_round, None
+        self._neighbourhood_s = -60.0
         if on_end is not None:
             on_end()
 
