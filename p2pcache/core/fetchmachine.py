@@ -318,11 +318,7 @@ class FetchMachine:
             is_distrusted=look.is_distrusted,
             is_cut_off=is_cut_off,
         )
-        is_hopeless = not look.can_fetch_upstream or self.patience.is_given_up()
-        for index in self.begun - set(self.inflight):
-            is_others = self._self_id in self.duties.stalled or any(index in p.have for p in peers)
-            if is_hopeless or is_others:
-                self._drop_intent(index)
+        self._drop_begun(peers, can_fetch_upstream=look.can_fetch_upstream)
         is_fenced = self.fence.look(peers, now_s=now_s)
         starving = self.readers.find_starving(self.have, now_s=now_s)
         view = FetchView(
@@ -373,6 +369,14 @@ class FetchMachine:
         if lone is not None and self.rests.is_resting(lone.peer_id, now_s=now_s):
             self._pace.needs.stand_back(self.blob)
         return actions + [self._begin(request, now_s) for request in requests]
+
+    def _drop_begun(self, peers: Sequence[PeerView], *, can_fetch_upstream: bool) -> None:
+        """Announce no more what we have the start of, and will not bring to its end."""
+        is_hopeless = not can_fetch_upstream or self.patience.is_given_up()
+        for index in self.begun - set(self.inflight):
+            is_others = self._self_id in self.duties.stalled or any(index in p.have for p in peers)
+            if is_hopeless or is_others:
+                self._drop_intent(index)
 
     def view(self, peers: Iterable[PeerView], *, now_s: float) -> list[PeerView]:
         """

@@ -25,8 +25,8 @@ CHUNKS_FOR_A_RUN_MORE = 4
 TURNS_MAX = 8
 # An upload that takes longer keeps nobody waiting any more: the receiver is slow, or our line is.
 TURN_S = 2.0
-# Who was turned away is expected back for so long: twice the rest of somebody who was told that we
-# are busy (transitions.py), and some more for a machine that has much to do.
+# Who was turned away is expected back for so long: three times the longest rest of somebody who was
+# told that we are busy (transitions.py), for a machine that has much to do.
 RETURN_S = 0.6
 # So many are remembered: more than the owners of chunks, who alone turn to a lone seeder
 # (ownership.py), and where several are complete, others will serve the rest.
