@@ -109,6 +109,12 @@ def snapshot_of(tree: Path) -> dict[str, object]:
     return seen
 
 
+def spoil_weights(foreign: ForeignCache, repository: Repository) -> None:
+    """Make a repository's copy of the weights wrong in its last byte."""
+    blob = foreign.folder_of(repository) / "blobs" / sha256_name(WEIGHTS).hex
+    blob.write_bytes(WEIGHTS[:-1] + b"?")
+
+
 async def test_adopt_whole_cache_is_resident_and_linked(
     engine: Engine, adoptions: Adoptions, hub: Hub, foreign: ForeignCache
 ) -> None:
@@ -172,15 +178,35 @@ async def test_adopt_second_copy_of_a_wrong_blob_is_tried(
 ) -> None:
     """Another repository of the cache has the same content, and has it right."""
     twin = Repository("org/twin", FILES)
-    hub.state.catalog.add(twin)
     for repository in (repository_of(hub), twin):
         foreign.add(repository)
-    blob = foreign.folder_of(repository_of(hub)) / "blobs" / sha256_name(WEIGHTS).hex
-    blob.write_bytes(WEIGHTS[:-1] + b"?")
+    # Nobody but the one commit asks for the content, so that its own copy is the first to be tried.
+    shutil.rmtree(foreign.folder_of(twin) / "snapshots")
+    spoil_weights(foreign, repository_of(hub))
     job = await adopt(adoptions, foreign.root)
     assert [path for path, _ in job.list_skipped()] == [
         f"models--org--model/snapshots/{repository_of(hub).get_commit('main').sha}/{WEIGHTS_NAME}"
     ]
+    assert await measure(engine) is State.RESIDENT
+
+
+@pytest.mark.parametrize("old", ["org/model", "org/twin"])
+async def test_adopt_two_repositories_with_one_wrong_copy_are_both_resident(
+    engine: Engine, adoptions: Adoptions, hub: Hub, foreign: ForeignCache, old: str
+) -> None:
+    """Whichever copy is looked at first, the right one serves both."""
+    twin = Repository("org/twin", FILES)
+    hub.state.catalog.add(twin)
+    blobs = {}
+    for repository in (repository_of(hub), twin):
+        foreign.add(repository)
+        blobs[repository.repo_id] = (
+            foreign.folder_of(repository) / "blobs" / sha256_name(WEIGHTS).hex
+        )
+    spoil_weights(foreign, repository_of(hub))
+    # What was written a moment ago waits a tick before it is hashed, so that the other is first.
+    os.utime(blobs[old], (1e9, 1e9))
+    await adopt(adoptions, foreign.root)
     assert await measure(engine) is State.RESIDENT
     assert await measure(engine, "org/twin") is State.RESIDENT
 
