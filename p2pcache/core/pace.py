@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from p2pcache.core.latency import LatencyHistogram
-from p2pcache.core.needs import LoneNeeds
+from p2pcache.core.needs import FirstCopyNeeds
 
 # A chunk that takes longer than this multiple of the 95th percentile is asked of somebody else.
 OVERDUE_FACTOR = 2.0
@@ -47,7 +47,7 @@ class Pace:
     # From the hub, with the others that were under way.
     hub_chunk: LatencyHistogram = field(default_factory=LatencyHistogram)
     extra: ExtraBytes = field(default_factory=ExtraBytes)
-    needs: LoneNeeds = field(default_factory=LoneNeeds)
+    needs: FirstCopyNeeds = field(default_factory=FirstCopyNeeds)
     # First copies, of all blobs: what tells the others that we move.
     moved_bytes: int = 0
 

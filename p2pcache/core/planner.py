@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.layout import CHUNK_SIZE_BYTES
-from p2pcache.core.needs import LoneNeeds
+from p2pcache.core.needs import FirstCopyNeeds
 from p2pcache.core.ownership import CROWD_MEMBERS_MIN, OWNERS_MAX, Ownership
 from p2pcache.core.rendezvous import find_owner, find_place
 from p2pcache.core.turns import count_runs_at_once
@@ -52,8 +52,10 @@ class _Draft:
         self.missing = Bitfield.full(view.layout.chunk_count) - view.have - view.inflight
         self.requests: list[RunRequest] = []
         self.owners = view.ownership or Ownership(view.blob)
-        self.needs = view.needs or LoneNeeds()
+        self.needs = view.needs or FirstCopyNeeds()
         self.lone = find_lone_seeder(view.peers) if view.relays else None
+        # Who gives first copies.
+        self.origin_id = UPSTREAM if self.lone is None else self.lone.peer_id
         # As long as it has first copies to give, the lone seeder gives nothing else.
         self.is_lone_needed = self.lone is not None and not self._find_spread().is_full()
         fetching = sum(1 for p in view.peers if p.is_fetching)
@@ -74,9 +76,10 @@ class _Draft:
         self.members = max(len(moving), len(view.expected))
         share = -(-limits.swarm_upstream_requests_max // (1 + self.members))
         most = min(share, limits.upstream_requests_inflight_max)
-        # First copies that a member of this swarm may begin in one go.
-        self.begun_at_once = most if self.lone is None else self.lone_runs
+        # Requests for first copies that a member of this swarm may have under way.
+        self.origin_runs = most if self.lone is None else self.lone_runs
         inflight, free = view.upstream_requests_inflight, view.upstream_free
+        self.origin_inflight = inflight if self.lone is None else self.lone.requests_inflight
         self.slots[UPSTREAM] = min(free, max(0, most - inflight))
         urgent = limits.upstream_requests_inflight_max + limits.upstream_reader_requests_max
         self.urgent_slots = min(free, urgent - inflight)
@@ -128,6 +131,8 @@ class _Draft:
             self.urgent_slots -= 1
         if self.lone is not None and source_id == self.lone.peer_id:
             self.lone_urgent_slots -= 1
+        if source_id == self.origin_id:
+            self.origin_inflight += 1
 
 
 def plan_requests(view: FetchView, *, limits: PlannerLimits, random: Random) -> list[RunRequest]:
@@ -150,9 +155,14 @@ def plan_requests(view: FetchView, *, limits: PlannerLimits, random: Random) -> 
         first_copies = _find_first_copies(draft)
         _plan_peer_runs(draft, first_copies, random)
         owes = _plan_first_copies(draft, first_copies)
-    if draft.lone is not None and draft.is_lone_needed:
-        size_bytes = view.layout.size_bytes
-        draft.needs.note(view.blob, draft.lone.peer_id, size_bytes=size_bytes, owes=owes)
+    if draft.lone is None or draft.is_lone_needed:
+        draft.needs.note(
+            view.blob,
+            draft.origin_id,
+            size_bytes=view.layout.size_bytes,
+            owes=owes,
+            requests_max=draft.origin_runs,
+        )
     else:
         draft.needs.forget(view.blob)
     return draft.requests
@@ -296,20 +306,15 @@ def _plan_first_copies(draft: _Draft, first_copies: Bitfield) -> bool:
     Returns:
         Whether more of it is ours than could be asked for now, as far as is known.
     """
-    view = draft.view
-    source_id = UPSTREAM if draft.lone is None else draft.lone.peer_id
+    view, source_id = draft.view, draft.origin_id
     nothing = Bitfield(view.layout.chunk_count)
     for index in view.starving:
         if index in draft.missing and index in first_copies and _has_urgent_slot(draft, source_id):
             draft.take(source_id, index, nothing, 0, is_first=True)
     slots = draft.slots[source_id]
-    if view.is_fenced or (slots <= 0 and draft.lone is None):
+    if view.is_fenced or (draft.lone is None and not view.can_fetch_upstream):
         return False
-    bytes_max = draft.limits.run_bytes_max
-    if draft.lone is not None:
-        bytes_max = draft.run_bytes_of(draft.lone)
-    elif draft.members:
-        bytes_max = draft.limits.swarm_run_bytes_max
+    bytes_max = _find_first_run_bytes(draft)
     owned = find_owned(
         view,
         (first_copies & draft.missing),
@@ -323,18 +328,35 @@ def _plan_first_copies(draft: _Draft, first_copies: Bitfield) -> bool:
     share_bytes = view.layout.measure(owned) // slots
     bytes_max = min(bytes_max, max(share_bytes, draft.limits.run_bytes_min))
     preferred = [i for i in view.next_for_readers if i in owned]
-    size_bytes = view.layout.size_bytes
-    is_turn = draft.needs.is_turn_of(view.blob, source_id, size_bytes=size_bytes)
+    is_turn = draft.needs.is_turn_of(
+        view.blob,
+        source_id,
+        size_bytes=view.layout.size_bytes,
+        requests_inflight=draft.origin_inflight,
+    )
     others = _in_our_order(view, owned, draft.owners) if is_turn else iter(())
     for index in chain(preferred, others):
         if index in draft.missing and draft.slots[source_id] > 0:
             draft.take(source_id, index, owned, bytes_max, is_first=True)
-            if draft.lone is not None:
-                draft.needs.note_asked(view.blob, source_id)
+            draft.needs.note_asked(view.blob, source_id)
     # Our own chunks come first, those of our other blobs too.
-    if not owned and not draft.needs.owes_elsewhere(view.blob, source_id):
+    if not owned and not draft.needs.owes_elsewhere(
+        view.blob, source_id, requests_inflight=draft.origin_inflight
+    ):
         _plan_help(draft, first_copies & draft.missing, source_id)
     return bool(owned & draft.missing)
+
+
+def _find_first_run_bytes(draft: _Draft) -> int:
+    """Return how much one request for first copies may carry."""
+    limits, view = draft.limits, draft.view
+    if draft.lone is not None:
+        return draft.run_bytes_of(draft.lone)
+    if draft.members:
+        return limits.swarm_run_bytes_max
+    held_bytes = len(view.have) * view.layout.size_bytes // max(1, view.layout.chunk_count)
+    grown = max(limits.swarm_run_bytes_max, held_bytes // limits.alone_run_share)
+    return min(limits.run_bytes_max, grown)
 
 
 def _plan_help(draft: _Draft, candidates: Bitfield, source_id: str) -> None:
@@ -382,11 +404,8 @@ def _plan_theft(draft: _Draft, candidates: Bitfield, source_id: str) -> None:
         owner = draft.owners.owner_of(index)
         if owner is not None and owner != view.self_id:
             lists.setdefault(owner, []).append(index)
-    spare = [
-        (len(indexes), index)
-        for indexes in lists.values()
-        for index in indexes[draft.begun_at_once :]
-    ]
+    left = _count_begun_at_once(draft)
+    spare = [(len(indexes), index) for indexes in lists.values() for index in indexes[left:]]
     ranks = {index: _find_rank(draft, index) for _, index in spare}
     # Who is next in rank takes it: idle members do not all take the same. But a seeder's line is
     # what a swarm waits for: a chunk that two take costs less than a place on it that stays empty.
@@ -399,6 +418,14 @@ def _plan_theft(draft: _Draft, candidates: Bitfield, source_id: str) -> None:
         draft.count(source_id)
         request = RunRequest(source_id, index, index, is_first_copy=True, is_stolen=True)
         draft.requests.append(request)
+
+
+def _count_begun_at_once(draft: _Draft) -> int:
+    """Return how many chunks of one blob an owner may begin before we hear of it."""
+    if draft.lone is not None:
+        return draft.origin_runs
+    # Members fetch the same blobs, and at the hub these take turns.
+    return draft.origin_runs // max(1, draft.needs.count(draft.origin_id))
 
 
 def _find_rank(draft: _Draft, index: int) -> int:

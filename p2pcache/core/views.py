@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
-from p2pcache.core.needs import LoneNeeds
 from p2pcache.core.ownership import Ownership
+
+if TYPE_CHECKING:
+    from p2pcache.core.needs import FirstCopyNeeds
 
 UPSTREAM = "upstream"
 # No limit but the planner's own.
@@ -34,6 +37,9 @@ class PlannerLimits:
     # The hub gives a member of a swarm one chunk at a time: joiners get their share at once, and
     # little is lost with a member that dies.
     swarm_run_bytes_max: int = 4 * 1024 * 1024
+    # And who is alone asks for more only as an eighth of what it has: others may begin a moment
+    # later, and could not bring what it has asked for and waits for.
+    alone_run_share: int = 8
     # And no more than a peer gives in this time: who turns out slow holds one chunk, not eight.
     run_s_max: float = 0.5
     # Two runs a peer keep its disk and the wire busy while the first is being verified.
@@ -112,8 +118,9 @@ class FetchView:
     lapsed: Mapping[int, Set[str]] = field(default_factory=dict)
     # Remembers who owns what between plannings; None for a new one.
     ownership: Ownership | None = None
-    # What the daemon's other fetches need of lone seeders, and this one; None for it alone.
-    needs: LoneNeeds | None = None
+    # What the daemon's other fetches need of the hub and of lone seeders, and this one; None for
+    # it alone.
+    needs: FirstCopyNeeds | None = None
     # Whether members pass on what they got from each other before all is proven.
     relays: bool = True
     # Whether chunks of other owners may be taken over that they have not begun.

@@ -225,11 +225,15 @@ class Dispatcher:
                 run.peer.note_run(sink.received_bytes, elapsed_s)
             self._note_end(run_id, run, outcome, failure)
             self._listeners.on_end()
-            self._pass_turn(run.request.source_id)
+            self._pass_turn(run)
 
-    def _pass_turn(self, source_id: str) -> None:
-        """Wake the fetch that needs most what a peer has a place for now."""
-        blob = self._context.pace.needs.find_first_owing(source_id)
+    def _pass_turn(self, run: _Run) -> None:
+        """Wake the fetch whose turn it is where a place is free now."""
+        inflight = self._context.budget.requests_inflight
+        if run.peer is not None:
+            inflight = run.peer.requests_inflight
+        needs, source_id = self._context.pace.needs, run.request.source_id
+        blob = needs.find_first_owing(source_id, requests_inflight=inflight)
         if blob is not None:
             self._swarm.nudge(blob)
 

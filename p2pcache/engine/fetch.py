@@ -218,8 +218,8 @@ class BlobFetch:
             asyncio.create_task(self._flush_regularly()),
             asyncio.create_task(self._check_earlier_chunks()),
         ]
-        if self.state.order.is_public:
-            self._swarm.register(self.blob, self.report, self._wake.set)
+        report = self.report if self.state.order.is_public else None
+        self._swarm.register(self.blob, report, self._wake.set)
         try:
             is_new = not self._swarm.has_whole(self.blob)
             if self.state.order.is_public and self.state.missing and is_new:

@@ -150,9 +150,19 @@ class Swarm:
 
     # --- what fetches use ---
 
-    def register(self, blob: BlobDigest, report: Reporter, listen: Callable[[], None]) -> None:
-        """Speak of a blob while it is being fetched, and say when a peer spoke of it."""
-        self._reporters[blob] = report
+    def register(
+        self, blob: BlobDigest, report: Reporter | None, listen: Callable[[], None]
+    ) -> None:
+        """
+        Speak of a blob while it is being fetched, and say when its fetch should look again.
+
+        Args:
+            blob: What is fetched.
+            report: Says what peers may hear of it; None if they may hear nothing.
+            listen: Called when a peer spoke of it, or a place is free where it was waited for.
+        """
+        if report is not None:
+            self._reporters[blob] = report
         self._listeners[blob] = listen
 
     def unregister(self, blob: BlobDigest) -> None:

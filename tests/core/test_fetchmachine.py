@@ -65,6 +65,8 @@ BLOB = BlobDigest("sha256", "5d" * 32)
 SELF_ID = "f" * 32
 A, B = "a" * 32, "b" * 32
 HERE = "here"
+# All that is missing comes in one request.
+ONE_LONG_RUN = {"upstream_requests_inflight_max": 1, "swarm_run_bytes_max": 4 * CHUNK_SIZE_BYTES}
 # One source outcome for each kind of source.
 PEER_OUTCOMES = [
     outcome for outcome in Outcome if outcome not in (Outcome.RATE_LIMITED, Outcome.UPSTREAM_FAILED)
@@ -405,7 +407,7 @@ def test_hub_that_fails_is_asked_again_after_a_while() -> None:
 
 def test_intent_is_announced_while_a_first_copy_is_under_way() -> None:
     """Until it came, or the run ended."""
-    machine = make_machine(2, upstream_requests_inflight_max=1)
+    machine = make_machine(2, **ONE_LONG_RUN)
     look(machine, can_fetch_upstream=True)
     assert set(machine.intent) == {0, 1}
     store(machine, 0, 1, 100.0)
@@ -677,7 +679,7 @@ def test_reader_that_waits_too_long_gets_its_chunk_from_the_hub() -> None:
 @pytest.mark.parametrize(("waits_for", "is_cut"), [(0, False), (1, False), (2, True)])
 def test_reader_behind_a_long_run_of_the_hub_has_it_cut(waits_for: int, is_cut: bool) -> None:
     """Unless its chunk is the one that comes; the next run begins with the reader's chunk."""
-    machine = make_machine(4, upstream_requests_inflight_max=1)
+    machine = make_machine(4, **ONE_LONG_RUN)
     (first,) = asks_of(look(machine, can_fetch_upstream=True))
     assert (first.first, first.last) == (0, 3)
     store(machine, 0, 1, 100.0)

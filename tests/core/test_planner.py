@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import CHUNK_SIZE_BYTES, Layout
-from p2pcache.core.needs import LoneNeeds
+from p2pcache.core.needs import FirstCopyNeeds
 from p2pcache.core.ownership import OWNERS_MAX
 from p2pcache.core.planner import plan_requests
 from p2pcache.core.rendezvous import find_highest, find_owner, rank_owners
@@ -37,6 +38,7 @@ BLOB = BlobDigest("sha256", "0" * 64)
 SELF_ID = "f" * 32
 LIMITS = PlannerLimits()
 FIRST_3 = [RunRequest(UPSTREAM, 3, 3, is_first_copy=True)]
+FIRST_5 = [RunRequest(UPSTREAM, 5, 5, is_first_copy=True)]
 
 
 def make_id(number: int) -> str:
@@ -274,16 +276,18 @@ def test_plan_nothing_missing_is_empty() -> None:
 
 def test_plan_alone_asks_upstream_for_everything_in_runs() -> None:
     """Without peers all chunks go to the hub, in as many runs as there are slots."""
-    requests = plan(make_view(16))
+    requests = plan(make_view(32, have=Bitfield.of(32, range(16))))
     assert [request.source_id for request in requests] == [UPSTREAM] * 8
     assert all(request.is_first_copy for request in requests)
-    assert sorted(chunks_of(requests)) == list(range(16))
+    assert sorted(chunks_of(requests)) == list(range(16, 32))
 
 
-def test_plan_large_blob_alone_asks_in_runs_of_the_size_limit() -> None:
-    """A run never grows beyond run_bytes_max, however much is missing."""
-    requests = plan(make_view(1000))
-    assert [len(request.chunk_indexes) for request in requests] == [8] * 8
+@pytest.mark.parametrize(("held", "length"), [(0, 1), (8, 1), (16, 2), (63, 7), (64, 8), (500, 8)])
+def test_plan_large_blob_alone_asks_in_runs_that_grow(held: int, length: int) -> None:
+    """To an eighth of what is here, so that who joins can bring its share; never to more than 8."""
+    have = Bitfield.of(1000, range(held))
+    requests = plan(make_view(1000, have=have))
+    assert [len(request.chunk_indexes) for request in requests] == [length] * 8
 
 
 @pytest.mark.parametrize(("member_count", "run_count"), [(1, 4), (3, 2), (7, 1)])
@@ -544,7 +548,7 @@ def test_plan_of_one_that_stalls_itself_leaves_its_chunks_to_others() -> None:
     slow = make_peer(2, Bitfield(16), intent=Bitfield.of(16, [0]), is_fetching=True)
     slow_too = {"stalled": {SELF_ID, make_id(2)}, "slow": {make_id(2)}}
     assert plan(make_view(16, other, slow, **slow_too)) == []
-    assert sorted(chunks_of(plan(make_view(16, stalled={SELF_ID})))) == list(range(16))
+    assert sorted(chunks_of(plan(make_view(8, stalled={SELF_ID})))) == list(range(8))
 
 
 def test_plan_behind_the_fence_asks_peers_and_brings_nothing() -> None:
@@ -777,7 +781,7 @@ def test_plan_thief_takes_nothing_while_another_blob_of_its_own_owes(
     owes: bool, is_taken: bool
 ) -> None:
     """Who has chunks of its own to ask the lone seeder for has no place on its line to spare."""
-    needs = LoneNeeds()
+    needs = FirstCopyNeeds()
     needs.note(OTHER_BLOB, make_id(50), size_bytes=0, owes=owes)
     left = find_list(make_id(1), [SELF_ID, *(make_id(n) for n in range(1, 7))], 32)
     seeded = make_seeded(make_id(1), others=6, left=left)
@@ -790,7 +794,7 @@ def test_plan_thief_takes_nothing_while_another_blob_of_its_own_owes(
 
 def test_plan_lone_seeder_gives_no_further_copies_while_another_blob_needs_it() -> None:
     """A further copy would make the other blob's first copies wait, and with them the swarm."""
-    needs = LoneNeeds()
+    needs = FirstCopyNeeds()
     seeder = make_peer(50, Bitfield.full(8))
     member = make_peer(1, Bitfield.of(8, range(8)) - Bitfield.of(8, [0]), is_fetching=True)
     spread = make_view(8, seeder, member, have=Bitfield.of(8, [0]), needs=needs)
@@ -801,7 +805,7 @@ def test_plan_lone_seeder_gives_no_further_copies_while_another_blob_needs_it() 
 
 def test_plan_says_what_it_needs_of_a_lone_seeder_until_all_is_spread() -> None:
     """While chunks of ours wait for a place it says so; what is on its way is still needed."""
-    needs = LoneNeeds()
+    needs = FirstCopyNeeds()
     seeder = make_peer(50, Bitfield.full(32))
     members = [make_peer(n, Bitfield(32), is_fetching=True) for n in range(1, 4)]
     ids = [SELF_ID, *(p.peer_id for p in members)]
@@ -822,9 +826,9 @@ def test_plan_says_what_it_needs_of_a_lone_seeder_until_all_is_spread() -> None:
     assert not needs.is_needed_elsewhere(OTHER_BLOB, make_id(50))
 
 
-def make_two_blobs(*, owes: bool) -> tuple[LoneNeeds, FetchView]:
+def make_two_blobs(*, owes: bool) -> tuple[FirstCopyNeeds, FetchView]:
     """Make what two blobs need of a lone seeder: another one, and BLOB, whose name comes later."""
-    needs = LoneNeeds()
+    needs = FirstCopyNeeds()
     needs.note(EARLIER_BLOB, make_id(50), size_bytes=0, owes=owes)
     members = [make_peer(n, Bitfield(32), is_fetching=True) for n in range(1, 4)]
     seeder = make_peer(50, Bitfield.full(32))
@@ -862,11 +866,42 @@ def test_plan_gives_a_starving_reader_a_second_place_at_the_lone_seeder() -> Non
         assert chunks_of(plan(seen)) == chunks
 
 
-def test_plan_remembers_nothing_of_chunks_that_the_hub_gives() -> None:
-    """Nobody forgets it: a daemon that runs for months would keep every blob it ever fetched."""
-    needs = LoneNeeds()
-    assert plan(make_view(8, needs=needs))
-    assert needs == LoneNeeds()
+def test_plan_blobs_take_turns_at_the_hub() -> None:
+    """Else the first one would keep every place, and the last one come when all others are here."""
+    needs = FirstCopyNeeds()
+    needs.note(OTHER_BLOB, UPSTREAM, size_bytes=0, owes=True, requests_max=8)
+    view = make_view(32, needs=needs, upstream_requests_inflight=7)
+    assert plan(view) == [], "the other one is smaller, and neither was asked for"
+    needs.note_asked(OTHER_BLOB, UPSTREAM)
+    assert len(plan(view)) == 1
+    assert plan(view) == [], "that was its turn"
+    assert plan(replace(view, next_for_readers=[5])) == FIRST_5, "a reader waits for no turn"
+    needs.note(OTHER_BLOB, UPSTREAM, size_bytes=0, owes=False)
+    assert len(plan(view)) == 1
+
+
+@pytest.mark.parametrize("changes", [{"is_fenced": True}, {"can_fetch_upstream": False}])
+def test_plan_that_may_not_ask_the_hub_makes_no_other_blob_wait(changes: dict[str, Any]) -> None:
+    """Its turn comes when it may."""
+    needs = FirstCopyNeeds()
+    view = make_view(32, needs=needs, upstream_requests_inflight=8)
+    assert plan(view) == []
+    assert needs.find_first_owing(UPSTREAM, requests_inflight=7) == BLOB, "it waits for a place"
+    assert plan(replace(view, **changes)) == []
+    assert needs.find_first_owing(UPSTREAM, requests_inflight=7) is None
+
+
+def test_plan_thief_leaves_less_to_an_owner_of_several_blobs() -> None:
+    """It has one list for each, and begins only one chunk of all of them at once."""
+    other, count, needs = make_id(1), 32, FirstCopyNeeds()
+    left = find_list(other, [SELF_ID, other], count)[-2:]
+    mine = Bitfield.of(count, [i for i in range(count) if i not in left])
+    peer = make_peer(1, Bitfield(count), is_fetching=True, can_fetch_upstream=True)
+    view = make_view(count, peer, have=mine, may_steal=True, needs=needs)
+    assert plan(view) == []
+    for blob in (OTHER_BLOB, EARLIER_BLOB):
+        needs.note(blob, UPSTREAM, size_bytes=0, owes=False)
+    assert chunks_of(plan(view)) == left[-1:]
 
 
 def test_plan_that_is_fenced_makes_no_other_blob_wait() -> None:

@@ -20,6 +20,7 @@ from p2pcache.core.credentials import ANONYMOUS
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.fetchevents import Action, Event
 from p2pcache.core.layout import Layout
+from p2pcache.core.views import UPSTREAM
 from p2pcache.engine.fetch import BlobFetch
 from p2pcache.errors import BlobNotFoundError, ChunkNotYetError, NoSourceError
 from p2pcache.store.partial import FilePartial
@@ -108,6 +109,26 @@ async def test_fetch_that_every_job_left_is_stopped_and_keeps_what_it_has(
     again = await engine.start_fetch(REPO, NAME)
     await again.result()
     assert again.fetch.state.bytes_from["disk"] >= 4 * CHUNK_BYTES
+
+
+async def test_place_that_a_run_leaves_at_the_hub_is_offered_to_a_file_that_nobody_hears_of(
+    engine: Engine, hub: Hub
+) -> None:
+    """A restricted file waits for its turn like any other, and no peer is told of it."""
+    await engine.find(REPO, NAME)
+    swarm, other, woken = engine.cache.swarm, sha256_name(b"another"), list[int]()
+    needs = engine.context.pace.needs
+    needs.note(other, UPSTREAM, size_bytes=0, owes=True, requests_max=8)
+    needs.note_asked(other, UPSTREAM)
+
+    def take_turn() -> None:
+        woken.append(1)
+        needs.forget(other)
+
+    swarm.register(other, None, take_turn)
+    assert not (await swarm._our_side([other])).entries
+    await (await engine.start_fetch(REPO, NAME)).result()
+    assert woken
 
 
 async def test_place_that_a_run_leaves_is_offered_to_the_blob_that_comes_first(
