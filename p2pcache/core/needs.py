@@ -3,9 +3,9 @@ Owns what all fetches of a daemon together still need of the sources of first co
 lone seeders, and whose turn it is there.
 
 Knows nothing of chunks or requests: each fetch says what it needs, and asks what the others do.
-Invariants: a fetch that is over needs nothing; nobody hears of its own needs; a blob that owes
-chunks waits for no other one that could not ask now; at the hub blobs take turns, and at a lone
-seeder one that waits gets a place after IN_A_ROW_MAX of another one.
+Invariants: a fetch that is over needs nothing; nobody hears of its own needs; at the hub blobs take
+turns, and wait for none that could not ask now; at a lone seeder a blob that owes chunks gets a
+place after IN_A_ROW_MAX of another one, or as many times that as blobs owe.
 Source: design.md §6.2; views.py for what a lone seeder is; docs/decisions/0031 and 0034.
 """
 
@@ -20,6 +20,9 @@ from p2pcache.core.views import UPSTREAM
 # So many first copies of one blob, then one of another that waits: others may need that one, and
 # nobody else, or only somebody who does not know that we wait, would bring it.
 IN_A_ROW_MAX = 16
+# At a lone seeder, whoever comes first gets the next place, however many its blob may have: else
+# one with fewer would wait until another one that may have more has come.
+REQUESTS_NO_MAX = 1 << 30
 # A blob that was never asked for has waited longer than any other.
 _NEVER = -1
 
@@ -68,7 +71,7 @@ class FirstCopyNeeds:
         *,
         size_bytes: int,
         owes: bool,
-        requests_max: int = 1,
+        requests_max: int = REQUESTS_NO_MAX,
     ) -> None:
         """
         Say that a source has chunks of a blob that nobody else has.
@@ -100,7 +103,7 @@ class FirstCopyNeeds:
                 del self._lines[source_id]
 
     def count(self, source_id: str) -> int:
-        """Return how many blobs a source has first copies to give of."""
+        """Return how many blobs are fetched that would take first copies from a source."""
         return sum(need.source_id == source_id for need in self._needs.values())
 
     def is_needed_elsewhere(self, blob: BlobDigest, source_id: str) -> bool:

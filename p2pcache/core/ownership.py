@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 
+from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.rendezvous import find_highest, rank_owners
 
@@ -28,6 +29,7 @@ class Ownership:
         self._members: frozenset[str] = frozenset()
         self._crew: list[str] = []
         self._ranks: dict[int, list[str]] = {}
+        self._not_owned: dict[str, Bitfield] = {}
 
     def set_members(self, member_ids: Iterable[str]) -> None:
         """Say which members count from now on."""
@@ -36,6 +38,7 @@ class Ownership:
             self._members = members
             self._crew = find_highest(self._blob, members, OWNERS_MAX)
             self._ranks.clear()
+            self._not_owned.clear()
 
     @property
     def is_crowded(self) -> bool:
@@ -59,3 +62,13 @@ class Ownership:
         if chunk_index not in self._ranks:
             self._ranks[chunk_index] = rank_owners(self._blob, chunk_index, self._crew)
         return self._ranks[chunk_index]
+
+    def drop_not_owned(self, member_id: str, chunks: Bitfield) -> Bitfield:
+        """Return the chunks that a member owns, or of which nobody has looked whether it does."""
+        known = self._not_owned.get(member_id)
+        return chunks if known is None else chunks - known
+
+    def note_not_owned(self, member_id: str, chunks: Bitfield) -> None:
+        """Say which chunks others own: a blob may have 100,000, and is looked at all the time."""
+        known = self._not_owned.get(member_id)
+        self._not_owned[member_id] = chunks if known is None else known | chunks

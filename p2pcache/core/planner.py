@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.layout import CHUNK_SIZE_BYTES
-from p2pcache.core.needs import FirstCopyNeeds
+from p2pcache.core.needs import REQUESTS_NO_MAX, FirstCopyNeeds
 from p2pcache.core.ownership import CROWD_MEMBERS_MIN, OWNERS_MAX, Ownership
 from p2pcache.core.rendezvous import find_owner, find_place
 from p2pcache.core.turns import count_runs_at_once
@@ -161,7 +161,7 @@ def plan_requests(view: FetchView, *, limits: PlannerLimits, random: Random) -> 
             draft.origin_id,
             size_bytes=view.layout.size_bytes,
             owes=owes,
-            requests_max=draft.origin_runs,
+            requests_max=REQUESTS_NO_MAX if draft.lone is not None else draft.origin_runs,
         )
     else:
         draft.needs.forget(view.blob)
@@ -480,7 +480,10 @@ def find_owned(
     owned = Bitfield(candidates.length)
     if not (owners.is_owner(view.self_id) or view.lapsed or view.begun):
         return owned
+    odd = candidates & Bitfield.of(candidates.length, [*view.begun, *view.lapsed])
+    candidates = owners.drop_not_owned(view.self_id, candidates) | odd
     nearest = [i for i in view.next_for_readers if i in candidates]
+    not_owned = []
     for index in chain(nearest, _in_our_order(view, candidates, owners)):
         failed = view.lapsed.get(index, frozenset())
         if index in announced and any(
@@ -497,4 +500,8 @@ def find_owned(
             bytes_max -= view.layout.length_of(index)
             if bytes_max <= 0:
                 break
+        elif not failed:
+            not_owned.append(index)
+    if not_owned:
+        owners.note_not_owned(view.self_id, Bitfield.of(owned.length, not_owned))
     return owned

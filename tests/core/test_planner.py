@@ -21,7 +21,7 @@ from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import CHUNK_SIZE_BYTES, Layout
 from p2pcache.core.needs import FirstCopyNeeds
-from p2pcache.core.ownership import OWNERS_MAX
+from p2pcache.core.ownership import OWNERS_MAX, Ownership
 from p2pcache.core.planner import plan_requests
 from p2pcache.core.rendezvous import find_highest, find_owner, rank_owners
 from p2pcache.core.turns import CHUNKS_FOR_A_RUN_MORE, RUNS_AT_FIRST
@@ -864,6 +864,47 @@ def test_plan_gives_a_starving_reader_a_second_place_at_the_lone_seeder() -> Non
         busy = replace(seeder, requests_inflight=requests_inflight)
         seen = replace(view, peers=(busy, *members), starving=[5])
         assert chunks_of(plan(seen)) == chunks
+
+
+def test_plan_blob_of_a_larger_swarm_gets_its_turn_at_a_lone_seeder() -> None:
+    """It has fewer places there than another blob, and is first in line all the same."""
+    needs, alone = make_two_blobs(owes=False)
+    seeder = make_peer(50, Bitfield.full(32), requests_inflight=1)
+    members = [p for p in alone.peers if p.is_fetching]
+    assert plan(replace(alone, blob=EARLIER_BLOB, peers=(seeder, *members))) == []
+    first = needs.find_first_owing(make_id(50), requests_inflight=1)
+    assert first == EARLIER_BLOB, "four members have one place each, and it is taken"
+    few = replace(alone, peers=(seeder, members[0]))
+    assert plan(few) == [], "two have two places each, and the second one is not theirs to take"
+    needs.forget(EARLIER_BLOB)
+    assert plan(few)
+
+
+def test_plan_of_a_huge_blob_looks_once_at_what_others_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Our own chunks are here, and places at the hub are taken: nothing is to be found any more."""
+    count, asked = 5000, Counter[int]()
+    ids = [SELF_ID, make_id(1)]
+    mine = [i for i in range(count) if find_owner(BLOB, i, ids) == SELF_ID]
+    other = make_peer(1, Bitfield(count), is_fetching=True, can_fetch_upstream=True)
+    ownership = Ownership(BLOB)
+    owner_of = ownership.owner_of
+
+    def count_asked(index: int) -> str | None:
+        asked[index] += 1
+        return owner_of(index)
+
+    monkeypatch.setattr(ownership, "owner_of", count_asked)
+    view = make_view(count, other, have=Bitfield.of(count, mine), ownership=ownership)
+    for _ in range(3):
+        assert plan(view) == []
+    assert set(asked.values()) == {1}
+    assert len(asked) == count - len(mine)
+    assert plan(replace(view, begun={next(iter(asked))})), "but for what is begun here"
+    third = make_peer(2, Bitfield(count), is_fetching=True, can_fetch_upstream=True)
+    plan(replace(view, peers=(other, third)))
+    assert min(asked.values()) == 2, "others may own it by now"
 
 
 def test_plan_blobs_take_turns_at_the_hub() -> None:
