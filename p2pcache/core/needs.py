@@ -152,10 +152,10 @@ class FirstCopyNeeds:
         at a seeder, it is the one that has waited for longest.
         """
         line = self._lines.get(source_id, _Line())
+        is_by_turns = source_id == UPSTREAM or line.in_a_row >= IN_A_ROW_MAX
 
         def find_place(blob: BlobDigest) -> tuple[int, int, str]:
             turn = line.find_turn(blob) if is_by_turns else _NEVER
             return turn, sizes[blob], str(blob)
 
-        is_by_turns = source_id == UPSTREAM or line.in_a_row >= IN_A_ROW_MAX
         return min(sizes, key=find_place)

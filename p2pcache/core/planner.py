@@ -6,21 +6,21 @@ Invariants: a chunk is asked of one source at a time, but for a second one that 
 reader or a chunk that takes too long; a first copy, from upstream or from a lone seeder, is asked
 for only by the chunk's owner, by who has its start, or for a waiting reader; equal inputs give
 equal plans.
-Source: design.md §6; BEP 3 (rarest first); ownership.py for owners.
+Source: design.md §6; BEP 3 (rarest first); owed.py for what is ours to bring.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from itertools import chain, islice, takewhile
+from collections.abc import Sequence
+from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.layout import CHUNK_SIZE_BYTES
 from p2pcache.core.needs import REQUESTS_NO_MAX, FirstCopyNeeds
+from p2pcache.core.owed import find_owned, iter_in_our_order
 from p2pcache.core.ownership import CROWD_MEMBERS_MIN, OWNERS_MAX, Ownership
-from p2pcache.core.rendezvous import find_owner, find_place
 from p2pcache.core.turns import count_runs_at_once
 from p2pcache.core.views import (
     UPSTREAM,
@@ -334,7 +334,7 @@ def _plan_first_copies(draft: _Draft, first_copies: Bitfield) -> bool:
         size_bytes=view.layout.size_bytes,
         requests_inflight=draft.origin_inflight,
     )
-    others = _in_our_order(view, owned, draft.owners) if is_turn else iter(())
+    others = iter_in_our_order(view, owned, draft.owners) if is_turn else iter(())
     for index in chain(preferred, others):
         if index in draft.missing and draft.slots[source_id] > 0:
             draft.take(source_id, index, owned, bytes_max, is_first=True)
@@ -439,69 +439,3 @@ def _has_urgent_slot(draft: _Draft, source_id: str) -> bool:
     if source_id != UPSTREAM:
         return draft.lone_urgent_slots > 0
     return draft.urgent_slots > 0
-
-
-def _in_our_order(view: FetchView, chunks: Bitfield, owners: Ownership) -> Iterator[int]:
-    """
-    Iterate over chunks from the start on, or, in a crowd, from a place that is ours.
-
-    Members that start together do not know each other for a moment, and each takes itself for the
-    owner of all; where that takes long, they begin at different places at least.
-    """
-    start = find_place(view.blob, view.self_id, chunks.length) if owners.is_crowded else 0
-    yield from chunks.iter_from(start)
-    yield from takewhile(lambda index: index < start, chunks)
-
-
-def find_owned(
-    view: FetchView,
-    candidates: Bitfield,
-    *,
-    owners: Ownership,
-    is_upstream: bool,
-    bytes_max: int,
-    waits_for_slow: bool = True,
-) -> Bitfield:
-    """
-    Return the candidates that are ours to bring: owned by us, announced by nobody who moves.
-
-    Stops at bytes_max, readers' chunks first: looking at every chunk of a large blob each time a
-    request ends would hold up the caller for longer than a chunk takes.
-    """
-    fetching = [p for p in view.peers if p.is_fetching]
-    members = [p for p in fetching if p.peer_id not in view.stalled]
-    waited_for = view.slow if waits_for_slow else frozenset[str]()
-    bringers = members + [p for p in fetching if p.peer_id in waited_for]
-    announced = Bitfield.union(candidates.length, [peer.intent for peer in bringers])
-    able = [p.peer_id for p in members if p.can_fetch_upstream or not is_upstream]
-    if view.self_id not in view.stalled or not able:
-        able.append(view.self_id)
-    owners.set_members([*able, *view.expected])
-    owned = Bitfield(candidates.length)
-    if not (owners.is_owner(view.self_id) or view.lapsed or view.begun):
-        return owned
-    odd = candidates & Bitfield.of(candidates.length, [*view.begun, *view.lapsed])
-    candidates = owners.drop_not_owned(view.self_id, candidates) | odd
-    nearest = [i for i in view.next_for_readers if i in candidates]
-    not_owned = []
-    for index in chain(nearest, _in_our_order(view, candidates, owners)):
-        failed = view.lapsed.get(index, frozenset())
-        if index in announced and any(
-            index in p.intent and p.peer_id not in failed for p in bringers
-        ):
-            continue
-        owner = owners.next_owner_of(index, failed) if failed else owners.owner_of(index)
-        if owner is None:
-            # All who count have failed with it: those who do not are better than nobody.
-            others = [p.peer_id for p in view.peers if p.is_fetching and p.peer_id not in failed]
-            owner = find_owner(view.blob, index, [*others, view.self_id])
-        if owner == view.self_id or index in view.begun:
-            owned.add(index)
-            bytes_max -= view.layout.length_of(index)
-            if bytes_max <= 0:
-                break
-        elif not failed:
-            not_owned.append(index)
-    if not_owned:
-        owners.note_not_owned(view.self_id, Bitfield.of(owned.length, not_owned))
-    return owned
