@@ -10,12 +10,14 @@ Source: design.md §6.2; tenure.py, which has the leases; docs/explanation/sched
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.layout import Layout
 from p2pcache.core.ownership import Ownership
 from p2pcache.core.pace import Pace
+from p2pcache.core.streamers import find_left_to
 from p2pcache.core.tenure import Tenure
 from p2pcache.core.views import PeerView
 
@@ -80,11 +82,18 @@ class Duties:
         if self._watched_s is not None and 0 <= now_s - self._watched_s < WATCH_INTERVAL_S:
             return
         self._watched_s = now_s
+        peers = self.leave(peers, have)
         self._note_progress(peers, first_copy_bytes, now_s)
         if is_cut_off:
             self._tenure.excuse(now_s=now_s)
         owed = self._find_owed(peers, have, intent)
-        claims = [(p.peer_id, i) for p in peers if p.is_fetching for i in p.intent]
+        nobody_has = self._find_nobodys(peers, have)
+        claims = [
+            (p.peer_id, i)
+            for p in peers
+            if p.is_fetching
+            for i in islice(p.intent & nobody_has, OWING_SAMPLE_CHUNKS)
+        ]
         # Not our own: whether we will bring what we owe, we know, and whoever gave us up says so.
         claims += [(owner, i) for owner, i in owed if owner != self._self_id]
         self._tenure.note_claims(
@@ -104,6 +113,24 @@ class Duties:
         if is_distrusted:
             # What we bring into the swarm nobody takes; the others bring it again.
             self.stalled.add(self._self_id)
+
+    def leave(self, peers: Sequence[PeerView], have: Bitfield) -> list[PeerView]:
+        """Count what is left to members as announced by them; see streamers.py."""
+        return [
+            replace(peer, intent=peer.intent | self._find_left_to(peer, have))
+            if peer.is_hub_only and peer.peer_id not in self.stalled
+            else peer
+            for peer in peers
+        ]
+
+    def _find_left_to(self, peer: PeerView, have: Bitfield) -> Bitfield:
+        return find_left_to(
+            peer,
+            have,
+            self._layout,
+            pace_bps=self._tenure.find_pace_bps(peer.peer_id),
+            share=self._tenure.find_share(peer.peer_id),
+        )
 
     def _note_progress(
         self, peers: Sequence[PeerView], first_copy_bytes: int, now_s: float
@@ -144,8 +171,9 @@ class Duties:
         for peer in peers:
             counts = peer.peer_id not in self.stalled or peer.peer_id in self.slow
             if peer.intent and peer.is_fetching and counts:
-                kept = [i for i in peer.intent if peer.peer_id not in self.lapsed.get(i, ())]
-                open_chunks = open_chunks - Bitfield.of(open_chunks.length, kept)
+                lapsed_here = [i for i, who in self.lapsed.items() if peer.peer_id in who]
+                kept = peer.intent - Bitfield.of(have.length, lapsed_here)
+                open_chunks = open_chunks - kept
         owed = []
         for index in islice(open_chunks, OWING_SAMPLE_CHUNKS):
             # Who let it lapse is followed by the next in rank, who may be no better.

@@ -318,6 +318,7 @@ class FetchMachine:
             is_distrusted=look.is_distrusted,
             is_cut_off=is_cut_off,
         )
+        peers = self.duties.leave(peers, self.have)
         self._drop_begun(peers, can_fetch_upstream=look.can_fetch_upstream)
         is_fenced = self.fence.look(peers, now_s=now_s)
         starving = self.readers.find_starving(self.have, now_s=now_s)

@@ -192,7 +192,8 @@ class SwarmEntry:
 
     `inflight` are the chunks that it fetches from upstream right now; `received_bytes` moves
     while it makes progress, so that a slow member is told from a dead one. `crew` tells of the
-    blob's owners, to those who do not talk to them.
+    blob's owners, to those who do not talk to them. `is_hub_only`: it takes nothing from peers,
+    and will bring all that it lacks from upstream.
     """
 
     blob: BlobDigest
@@ -203,6 +204,7 @@ class SwarmEntry:
     can_fetch_upstream: bool = False
     received_bytes: int = 0
     crew: tuple[CrewWord, ...] = ()
+    is_hub_only: bool = False
 
     def says_as_much(self, earlier: SwarmEntry) -> bool:
         """Return whether nothing has changed but the bytes received and the word on owners."""
@@ -211,6 +213,7 @@ class SwarmEntry:
             and self.inflight == earlier.inflight
             and self.is_fetching == earlier.is_fetching
             and self.can_fetch_upstream == earlier.can_fetch_upstream
+            and self.is_hub_only == earlier.is_hub_only
             and self.layout == earlier.layout
         )
 
@@ -232,6 +235,7 @@ class SwarmEntry:
             "fetching": self.is_fetching,
             "upstream": self.can_fetch_upstream,
             "received": self.received_bytes,
+            "hub_only": self.is_hub_only,
             **crew,
         }
 
@@ -255,6 +259,7 @@ class SwarmEntry:
             _get_flag(message, "upstream"),
             get_whole(message, "received"),
             _get_crew(message),
+            _get_flag(message, "hub_only"),
         )
 
 

@@ -45,7 +45,9 @@ def find_owned(
     owned = Bitfield(candidates.length)
     if not (owners.is_owner(view.self_id) or view.lapsed or view.begun):
         return owned
-    odd = candidates & Bitfield.of(candidates.length, [*view.begun, *view.lapsed])
+    lapsed = Bitfield.of(candidates.length, view.lapsed)
+    candidates = candidates - (announced - lapsed)
+    odd = candidates & (Bitfield.of(candidates.length, view.begun) | lapsed)
     candidates = owners.drop_not_owned(view.self_id, candidates) | odd
     nearest = [i for i in view.next_for_readers if i in candidates]
     not_owned = []

@@ -146,6 +146,18 @@ class Tenure:
             if watch.is_stalled or now_s < watch.slow_until_s
         }
 
+    def find_pace_bps(self, member_id: str) -> float | None:
+        """Return how fast a member brought first copies when that was last measured."""
+        watch = self._watches.get(member_id)
+        return None if watch is None else watch.known_bps
+
+    def find_share(self, member_id: str) -> float | None:
+        """Return a member's share of all paces together; None if nobody else's is known."""
+        paces = {m: w.known_bps for m, w in self._watches.items() if w.known_bps is not None}
+        if not paces.keys() - {member_id}:
+            return None
+        return paces.get(member_id, 0.0) / max(1.0, sum(paces.values()))
+
     def find_slow(self, *, now_s: float) -> set[str]:
         """Return those of the stalled that move."""
         return {
@@ -173,7 +185,8 @@ class Tenure:
         """
         before, self._claims = self._claims, {}
         claimed_bytes = Counter[str]()
-        for member_id, index in claims:
+        # Once each: what lapsed is owed by its owner again, which may be who announced it.
+        for member_id, index in dict.fromkeys(claims):
             claimed_bytes[member_id] += length_of(index)
             claim = before.get((member_id, index)) or _Claim(self._received_by(member_id), now_s)
             self._claims[member_id, index] = claim

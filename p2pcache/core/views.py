@@ -69,7 +69,7 @@ class PeerView:
     What is known of one peer, for one blob.
 
     `received_bytes` are the first copies that it says it has received of the blob, `moved_bytes`
-    those of all blobs; `heard_s` is when it last spoke.
+    those of all blobs; `heard_s` is when it last spoke. `is_hub_only`: it takes nothing from peers.
     """
 
     peer_id: str
@@ -82,6 +82,7 @@ class PeerView:
     heard_s: float = 0.0
     requests_inflight: int = 0
     rate_bps: float = 0.0
+    is_hub_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)

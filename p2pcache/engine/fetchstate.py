@@ -148,12 +148,17 @@ class FetchState:
             # Who gave itself up says so: those who did not see it would wait for what it owes.
             can_fetch_upstream=can_fetch_upstream and not self.machine.gives_way(),
             received_bytes=self.machine.first_copy_bytes,
+            is_hub_only=self.is_hub_only(),
         )
+
+    def is_hub_only(self) -> bool:
+        """Return whether peers give us nothing of it: a body began with the hub's own bytes."""
+        must_be_trusted = self.streaming_count > 0 and not self.order.trusts_peers
+        return must_be_trusted or not self.asks_peers
 
     def view_peers(self, peers: Iterable[Peer], *, now_s: float) -> list[PeerView]:
         """Return the planner's views of the peers that may be asked for this blob."""
-        must_be_trusted = self.streaming_count > 0 and not self.order.trusts_peers
-        if not self.order.is_public or must_be_trusted or not self.asks_peers:
+        if not self.order.is_public or self.is_hub_only():
             return []
         blob, layout_id = self.order.blob, self.order.layout.id
         views, coming = [], []

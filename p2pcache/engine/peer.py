@@ -115,6 +115,7 @@ class Peer:
             heard_s=word.heard_s,
             requests_inflight=self.requests_inflight,
             rate_bps=self.rate_bps,
+            is_hub_only=entry.is_hub_only,
         )
 
     def note_run(self, received_bytes: int, elapsed_s: float) -> None:

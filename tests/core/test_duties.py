@@ -35,6 +35,7 @@ class Scene:
         self.duties = Duties(SELF_ID, Layout(COUNT * CHUNK_SIZE_BYTES), self.ownership, self.pace)
         self.now_s = 50.0
         self.bytes = {SLOW: 0, OTHER: 0}
+        self.hub_only = set[str]()
         self.intents = {SLOW: Bitfield.of(COUNT, [1]), OTHER: Bitfield.of(COUNT, [0, 2, 3])}
 
     def pass_time(self, duration_s: float, *, slow_bps: float, other_bps: float) -> None:
@@ -52,6 +53,7 @@ class Scene:
                     can_fetch_upstream=True,
                     received_bytes=self.bytes[name],
                     moved_bytes=self.bytes[name],
+                    is_hub_only=name in self.hub_only,
                 )
                 for name in (SLOW, OTHER)
             ]
@@ -89,3 +91,39 @@ def test_owner_of_what_a_slow_member_announced_does_not_let_it_lapse(
     brought = CLAIM_PATIENCE_FACTOR * (1 + COUNT) * CHUNK_SIZE_BYTES
     scene.pass_time(brought / 10e6, slow_bps=slow_bps, other_bps=10e6)
     assert (OTHER not in scene.duties.lapsed.get(1, set())) is is_let_off
+
+
+def test_owner_of_what_is_left_to_another_one_does_not_stall() -> None:
+    """Who leaves its chunks to a member that brings everything owes nothing meanwhile."""
+    scene = Scene()
+    scene.ownership.set_members([SELF_ID, OTHER, SLOW])
+    scene.intents = {SLOW: Bitfield.of(COUNT, [0]), OTHER: NONE}
+    scene.hub_only = {SLOW}
+    scene.pass_time(2 * LEASE_S, slow_bps=3e6, other_bps=0)
+    assert scene.duties.stalled == set()
+    assert scene.duties.lapsed == {}
+
+
+def test_member_that_says_it_brings_everything_and_stands_keeps_nothing() -> None:
+    """Its lease ends as that of any other, and with it what was left to it."""
+    scene = Scene()
+    scene.ownership.set_members([SELF_ID, SLOW])
+    scene.intents = {SLOW: NONE, OTHER: NONE}
+    scene.hub_only = {SLOW}
+    view = PeerView(SLOW, NONE, NONE, is_fetching=True, can_fetch_upstream=True, is_hub_only=True)
+    scene.pass_time(WATCH_INTERVAL_S, slow_bps=0, other_bps=0)
+    assert scene.duties.leave([view], NONE)[0].intent.is_full()
+    scene.pass_time(LEASE_S + 2 * WATCH_INTERVAL_S, slow_bps=0, other_bps=0)
+    assert scene.duties.stalled == {SLOW}
+    assert not scene.duties.leave([view], NONE)[0].intent
+
+
+def test_member_that_says_it_brings_everything_and_brings_nothing_lets_it_lapse() -> None:
+    """Bytes that it says it received do not turn up as chunks: it is waited for no longer."""
+    scene = Scene()
+    scene.ownership.set_members([SELF_ID, SLOW])
+    scene.intents = {SLOW: NONE, OTHER: NONE}
+    scene.hub_only = {SLOW}
+    said_bytes = (CLAIM_PATIENCE_FACTOR * COUNT + 1) * CHUNK_SIZE_BYTES
+    scene.pass_time(said_bytes / 10e6 + WATCH_INTERVAL_S, slow_bps=10e6, other_bps=0)
+    assert scene.duties.lapsed == {index: {SLOW} for index in range(COUNT)}

@@ -92,6 +92,7 @@ def swarm_entries(draw: st.DrawFn) -> SwarmEntry:
         draw(st.booleans()),
         draw(st.integers(0, 1 << 62)),
         tuple(draw(st.lists(crew_words(), max_size=3))),
+        draw(st.booleans()),
     )
 
 

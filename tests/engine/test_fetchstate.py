@@ -29,10 +29,10 @@ CUT = Layout.of_starts(SIZE_BYTES, [0, 8, CHUNK_SIZE_BYTES + 8])
 UNCUT = Layout(SIZE_BYTES)
 
 
-def make_state(layout: Layout) -> FetchState:
+def make_state(layout: Layout, *, trusts_peers: bool = True) -> FetchState:
     """Make a fetch that has nothing."""
     location = UpstreamLocation("http://hub.invalid", "http://hub.invalid/x", "x")
-    order = FetchOrder(BLOB, layout, location, True, trusts_peers=True, trusts_upstream=True)
+    order = FetchOrder(BLOB, layout, location, True, trusts_peers, trusts_upstream=True)
     return FetchState.of(order, "f" * 32, limits=PlannerLimits(), pace=Pace(), random=Random(0))
 
 
@@ -100,3 +100,24 @@ def test_report_of_who_is_too_slow_makes_nobody_wait_for_it(
         report = state.report(can_fetch_upstream=True)
         assert report is not None
         assert report.can_fetch_upstream is will_bring
+
+
+@pytest.mark.parametrize("trusts_peers", [False, True])
+def test_report_says_who_takes_the_hubs_bytes_alone(trusts_peers: bool) -> None:
+    """A body that has begun goes on with the hub's own bytes, unless peers are trusted."""
+    state = make_state(CUT, trusts_peers=trusts_peers)
+
+    def said() -> bool:
+        report = state.report(can_fetch_upstream=True)
+        assert report is not None
+        # What is said is what is done.
+        assert report.is_hub_only is (not state.view_peers([make_seeder()], now_s=0.0))
+        return report.is_hub_only
+
+    assert not said()
+    state.streaming_count = 1
+    assert said() is not trusts_peers
+    state.streaming_count = 0
+    assert not said()
+    state.asks_peers = False
+    assert said()

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # A line that is as good as none, and yet not dead.
 SLOW_BPS = MEGABIT_BPS
 PAUSE_S_MIN, PAUSE_S_MAX = 0.5, 20.0
+FIRST_VICES = (Vice.FORGES, Vice.POISONS, Vice.BOASTS, Vice.CLAIMS, Vice.LOAFS)
+# Of those that claim what they do not bring, so many say so with one word.
+HOG_SHARE = 0.5
 
 
 class FaultPlan:
@@ -33,6 +36,7 @@ class FaultPlan:
         self.log: list[str] = []
         self._swarm = swarm
         self._random = Random(seed ^ 0xFA017)
+        self._late_random = Random(seed ^ 0x1A7E)
         # Faults that may hit a member, and one that none may: somebody has to finish.
         numbers = list(range(swarm.setting.peers))
         self._random.shuffle(numbers)
@@ -121,8 +125,10 @@ class FaultPlan:
 
     def _lay_liar(self) -> None:
         if (member := self._victim()) is not None:
-            vices = [vice for vice in Vice if vice is not Vice.NONE]
-            member.vice = self._random.choice(vices)
+            member.vice = self._random.choice(FIRST_VICES)
+            # Drawn apart: seeds that were kept before there were others draw what they drew.
+            if member.vice is Vice.CLAIMS and self._late_random.random() < HOG_SHARE:
+                member.vice = Vice.HOGS
             self.log.append(f"0 s: {member.number} {member.vice.name.lower()}")
 
     def _lay_late(self) -> None:

@@ -85,7 +85,7 @@ class Invariants:
             self.fail(f"member {member.number} asks for what it has")
         if not first_copies:
             return
-        views = machine.view(look.peers, now_s=now_s)
+        views = machine.duties.leave(machine.view(look.peers, now_s=now_s), machine.have)
         starving = set(machine.readers.find_starving(machine.have, now_s=now_s))
         lapsed = machine.duties.lapsed
         for request in first_copies:

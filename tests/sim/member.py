@@ -10,6 +10,7 @@ Source: engine/fetch.py, engine/dispatch.py, engine/fetches.py (open_run), engin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,8 @@ from tests.sim.vice import Vice
 if TYPE_CHECKING:
     from tests.sim.swarm import Swarm
 
+# Whose vice is what it says: it fetches nothing.
+MERE_WORDS = (Vice.BOASTS, Vice.CLAIMS, Vice.LOAFS, Vice.HOGS)
 # A client that was told of a failure asks again after this long.
 ASK_AGAIN_S = 2.0
 
@@ -160,14 +163,14 @@ class Member:
     @property
     def is_reporting(self) -> bool:
         """Return whether a fetch of ours speaks to peers."""
-        return self.state is not None or self.vice in (Vice.BOASTS, Vice.CLAIMS, Vice.LOAFS)
+        return self.state is not None or self.vice in MERE_WORDS
 
     def start_fetch(self) -> None:
         """Begin, or begin again, to fetch the blob."""
         self.wants = True
         if not self.is_up or self.is_published or self.state is not None:
             return
-        if self.vice in (Vice.BOASTS, Vice.CLAIMS, Vice.LOAFS):
+        if self.vice in MERE_WORDS:
             self._lie_again()
             return
         setting = self.swarm.setting
@@ -188,6 +191,10 @@ class Member:
     def _begin_filling(self) -> None:
         if self.state is not None:
             self._is_filling = True
+            # BlobFetch.may_stream: nobody's chunks could get into the body that begins.
+            may_stream = not self.state.view_peers(self.iter_up(), now_s=self.now_s)
+            if may_stream and self.number < self.swarm.setting.streamers:
+                self.state.streaming_count = 1
             self._look()
 
     def _lie_again(self) -> None:
@@ -257,7 +264,8 @@ class Member:
         return self.blame.find_ban(peer_id, now_s=self.now_s) is not None
 
     def _move_reader(self, state: FetchState) -> None:
-        if self.number >= self.swarm.setting.readers:
+        setting = self.swarm.setting
+        if self.number >= max(setting.readers, setting.streamers):
             return
         index = next((i for i in range(state.have.length) if i not in state.have), None)
         readers = state.machine.readers
@@ -384,6 +392,9 @@ class Member:
                 return SwarmEntry(BLOB, layout.id, none, full, True, True, self._lied_bytes)
             case Vice.LOAFS:
                 return SwarmEntry(BLOB, layout.id, none, none, True, True, self._lied_bytes)
+            case Vice.HOGS:
+                hog = SwarmEntry(BLOB, layout.id, none, none, True, True, self._lied_bytes)
+                return replace(hog, is_hub_only=True)
         if self.is_published:
             return SwarmEntry(BLOB, layout.id, full, none)
         if self.state is None:

@@ -57,6 +57,13 @@ def _kill_owner(swarm: Swarm) -> None:
     swarm.faults_end_s = WARM_UP_S + 0.4 * swarm.setting.bound_s
 
 
+def _stream_at_one(setting: Setting) -> None:
+    """A client reads at one machine, half a second before the others ask."""
+    setting.trusts_peers = False
+    setting.streamers = 1
+    setting.starts_s = dict.fromkeys(range(1, setting.peers), 0.5)
+
+
 def _have_one_seeder(setting: Setting) -> None:
     setting.seeders = 1
     setting.has_upstream = False
@@ -80,6 +87,7 @@ SCENARIOS = {
     "join": Scenario("some join at 30 % and 60 %", 1.02, 1.2, _join_late, _leave_as_is),
     "kill": Scenario("owner killed at 40 %", 1.05, 1.3, _leave_as_is, _kill_owner),
     "seeder": Scenario("one seeder, hub stopped", 0.0, 1.25, _have_one_seeder, _leave_as_is),
+    "stream": Scenario("one streams to a client", 1.02, 1.5, _stream_at_one, _leave_as_is),
     "bad": Scenario("dead, slow, liar", 1.05, 1.5, _leave_as_is, _mix_bad),
 }
 
@@ -105,6 +113,7 @@ def draw_setting(seed: int, *, peers: int | None = None, chunks: int | None = No
         readers=random.choice([0, 0, 1, 3]),
         seeders=random.choice([0, 0, 0, 1]),
         look_delay_s=random.choice([0.001, 0.005, 0.02]),
+        streamers=random.choice([0, 0, 1]),
     )
     setting.peers = peers or setting.peers
     setting.chunks = chunks or setting.chunks

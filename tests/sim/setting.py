@@ -41,6 +41,8 @@ class Setting:
     look_delay_s: float = 0.002
     # Reads the blob from its start, with clients' impatience.
     readers: int = 0
+    # Send it to a client as it comes from the hub, if no peer has spoken of it when they begin.
+    streamers: int = 0
     limits: PlannerLimits = field(default_factory=PlannerLimits)
 
     @property

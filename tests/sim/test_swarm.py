@@ -20,9 +20,11 @@ from tests.sim.__main__ import main
 from tests.sim.campaign import Case, Verdict, judge, judge_all, keep, read_kept
 from tests.sim.faultplan import FAULTS
 from tests.sim.invariants import Violation
+from tests.sim.member import MERE_WORDS
 from tests.sim.report import Report, make_report
 from tests.sim.scenario import SCENARIOS, draw_setting, make_drawn, make_scenario, parse_faults
-from tests.sim.setting import Setting
+from tests.sim.setting import MEGABIT_BPS, Setting
+from tests.sim.vice import Vice
 
 SEEDS = 200
 # So many swarms in one test: enough to be quick, few enough to see which failed.
@@ -70,6 +72,33 @@ def test_swarm_cold_together_takes_one_copy_whether_peers_are_trusted_or_not(
     setting = Setting(peers=5, chunks=40, trusts_peers=trusts_peers)
     report = run_scenario("cold", setting, seed=3)
     assert report.amplification <= 1.05, report.render()
+
+
+@pytest.mark.parametrize(("mbit", "copies_max", "time_max"), [(4, 1.05, 1.3), (20, 1.15, 2.0)])
+def test_swarm_does_not_wait_for_a_slow_member_that_streams(
+    mbit: int, copies_max: float, time_max: float
+) -> None:
+    """It brings everything itself, and would take minutes; the others bring theirs."""
+    swarm = make_scenario("stream", Setting(peers=4), seed=1)
+    streamer = swarm.member(0)
+    swarm.network.set_rate(streamer.down, mbit * MEGABIT_BPS)
+    # Its own line keeps it busy for minutes: what counts is when the others are done.
+    swarm.excused.add(streamer.id)
+    swarm.run()
+    report = make_report(swarm, seed=1)
+    assert report.amplification <= copies_max, report.render()
+    assert report.slowness <= time_max, report.render()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("vice", MERE_WORDS)
+def test_swarm_does_not_wait_for_one_that_only_talks(vice: Vice, seed: int) -> None:
+    """Whatever it says it will bring: everybody else finishes, and the hub gives little more."""
+    swarm = make_scenario("cold", Setting(peers=4, chunks=40), seed)
+    swarm.member(1).vice = vice
+    swarm.run()
+    report = make_report(swarm, seed)
+    assert report.amplification <= 1.15, report.render()
 
 
 @pytest.mark.parametrize("name", ["cold", "join"])

@@ -25,3 +25,5 @@ class Vice(Enum):
     CLAIMS = auto()
     # Announces nothing, and says that its bytes move, for ever.
     LOAFS = auto()
+    # Says that it will bring everything itself, announces nothing, and brings nothing.
+    HOGS = auto()
