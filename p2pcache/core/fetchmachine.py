@@ -63,8 +63,12 @@ if TYPE_CHECKING:
 # After so many refusals without a chunk in between, a peer's word on a chunk is not believed.
 REFUSALS_IN_A_ROW_MAX = 3
 # One that says "busy" is believed for longer, about 10 s, and not for ever: it may hold up what
-# others have. In a crowd all turn to whoever has what is rare, and come to it one after the other.
-BUSY_IN_A_ROW_MAX = 80
+# others have. In a crowd all turn to whoever has what is rare, and come to it one after the other:
+# so many times they come back at once, then later and later.
+BUSY_IN_A_ROW_MAX = 22
+BUSY_SOON_MAX = 8
+BUSY_REST_GROWTH = 1.25
+BUSY_REST_S_MAX = 1.0
 # A run whose chunk takes so long leaves room for another one: its source is slow, not our line.
 LATE_RUN_S = 2.0
 # Who was given up is not asked again at once: its queue is what made it late.
@@ -261,7 +265,7 @@ class FetchMachine:
             self._refusals[peer_id] += 1
         if consequence.rest_s:
             leave_alone = self.rests.shun if consequence.is_shunned else self.rests.rest
-            leave_alone(peer_id, now_s + self._draw_rest_s(event.outcome))
+            leave_alone(peer_id, now_s + self._draw_rest_s(event.outcome, peer_id))
         for index in self._find_refused(consequence.refusal, event, request):
             self.refuse(peer_id, index)
         if self._is_word_broken(event, request):
@@ -270,10 +274,12 @@ class FetchMachine:
             return []
         return [Accuse(peer_id, consequence.fault, consequence.is_ban)]
 
-    def _draw_rest_s(self, outcome: Outcome) -> float:
+    def _draw_rest_s(self, outcome: Outcome, peer_id: str) -> float:
         rest_s = CONSEQUENCES[outcome].rest_s
         if outcome is not Outcome.BUSY:
             return rest_s
+        late = max(0, self._refusals[peer_id] - BUSY_SOON_MAX)
+        rest_s = min(BUSY_REST_S_MAX, rest_s * BUSY_REST_GROWTH**late)
         return rest_s * self._random.uniform(1 - BUSY_REST_JITTER, 1 + BUSY_REST_JITTER)
 
     def _find_refused(
