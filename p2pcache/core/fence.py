@@ -33,6 +33,8 @@ class Fence:
         self._began_s: float | None = None
         self._looked_s: float | None = None
         self._fence_s: float | None = None
+        # Who fetched at the last look: one that seems gone after a freeze was not asked yet.
+        self._members: set[str] = set()
 
     def look(self, peers: Iterable[PeerView], *, now_s: float) -> bool:
         """
@@ -45,10 +47,14 @@ class Fence:
         if self._began_s is None:
             self._began_s = now_s
         self._looked_s = now_s
+        peers = list(peers)
+        fetching = {p.peer_id for p in peers if p.is_fetching}
         if self._fence_s is None:
+            self._members = fetching
             return False
-        heard = all(p.heard_s >= self._fence_s for p in peers if p.is_fetching)
-        if heard or now_s - self._fence_s > FENCE_S_MAX:
+        self._members |= fetching
+        heard = {p.peer_id for p in peers if p.heard_s >= self._fence_s}
+        if self._members <= heard or now_s - self._fence_s > FENCE_S_MAX:
             self._fence_s = None
         return self._fence_s is not None
 

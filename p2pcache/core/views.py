@@ -69,7 +69,8 @@ class PeerView:
     What is known of one peer, for one blob.
 
     `received_bytes` are the first copies that it says it has received of the blob, `moved_bytes`
-    those of all blobs; `heard_s` is when it last spoke. `is_hub_only`: it takes nothing from peers.
+    those of all blobs; `heard_s` is when we asked what it answered last. `is_hub_only`: it takes
+    nothing from peers.
     """
 
     peer_id: str

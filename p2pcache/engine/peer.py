@@ -40,6 +40,9 @@ class Peer:
     version: str = ""
     via: str = ""
     last_seen_s: float = 0.0
+    # When we asked what it answered last: its word is no older. What it told us by itself may have
+    # lain in our sockets while this process stood still.
+    answered_s: float = 0.0
     # Whether nobody listens at its address: what it owed is not waited for.
     is_gone: bool = False
     # Whether it says that it has banned us.
@@ -112,7 +115,7 @@ class Peer:
             can_fetch_upstream=entry.can_fetch_upstream,
             received_bytes=entry.received_bytes,
             moved_bytes=self.moved_bytes,
-            heard_s=word.heard_s,
+            heard_s=self.answered_s,
             requests_inflight=self.requests_inflight,
             rate_bps=self.rate_bps,
             is_hub_only=entry.is_hub_only,

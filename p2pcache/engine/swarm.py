@@ -35,13 +35,15 @@ from p2pcache.engine.gossip import (
     is_worth_a_look,
 )
 from p2pcache.engine.peer import Peer
-from p2pcache.engine.peerlink import PeerLink
+from p2pcache.engine.peerlink import REQUEST_S_MAX, PeerLink
 from p2pcache.errors import P2PCacheError, PeerGoneError
 
 log = logging.getLogger(__name__)
 
 # With a probe every 2 s: a peer that vanished is gone from every plan within 8 s.
 PEER_SILENCE_S = 6.0
+# A visit that took so long was not in want of an answer alone: this process was stopped meanwhile.
+STOOD_STILL_S = 2 * REQUEST_S_MAX
 # Who is near changes when peers come, go or start to fetch: often enough for a lease.
 NEIGHBOURS_INTERVAL_S = 0.5
 # A start waits this long for the first round of exchanges, and no longer.
@@ -297,6 +299,7 @@ class Swarm:
         """Exchange often while there is something to say, now and then while there is not."""
         while True:
             number, answered = self._round, None
+            begun_s = self._context.clock.monotonic_s()
             try:
                 address.peer_id = await self._visit(address)
                 answered = number
@@ -304,8 +307,11 @@ class Swarm:
                     return  # it is ourselves
             except P2PCacheError as error:
                 log.debug("%s: %s", address.url, error)
-                self._note_silence(address, is_gone=isinstance(error, PeerGoneError))
-                address.peer_id = None
+                if self._context.clock.monotonic_s() - begun_s > STOOD_STILL_S:
+                    address.wake.set()  # the silence was ours
+                else:
+                    self._note_silence(address, is_gone=isinstance(error, PeerGoneError))
+                    address.peer_id = None
             finally:
                 address.visits.note_visit(answered, now_s=self._context.clock.monotonic_s())
                 self._visited.set()
@@ -318,8 +324,10 @@ class Swarm:
     async def _visit(self, address: _Address) -> str:
         """Ask who is there; exchange, unless it is the second address of a peer we know."""
         entries: tuple[SwarmEntry, ...] = ()
+        begun_s, is_exchange = self._context.clock.monotonic_s(), True
         if address.peer_id is not None and not self._is_home(address):
             hello = await self.link.greet(address.url)
+            is_exchange = False
         else:
             ours = await self._our_side(list(self._reporters))
             ours = replace(ours, is_banned=self._is_banned(address.peer_id or ""))
@@ -334,6 +342,8 @@ class Swarm:
             # An answer at a second address does not keep a dead first one in use.
             if peer is not None and (peer.host, peer.port) == address.key:
                 peer.last_seen_s = self._context.clock.monotonic_s()
+            if peer is not None and is_exchange:
+                peer.answered_s = begun_s
             self._hear(hello.peer_id, entries)
         return hello.peer_id
 

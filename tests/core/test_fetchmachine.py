@@ -736,6 +736,19 @@ def test_one_that_was_frozen_brings_nothing_before_it_has_heard_the_others() -> 
     assert look(machine, heard, now_s=thaw_s + 0.2, can_fetch_upstream=True) != []
 
 
+def test_one_that_was_frozen_waits_for_those_who_seem_gone_too() -> None:
+    """What its own silence made it drop is there, and may have taken over everything."""
+    machine = make_machine(8)
+    member = see(A, Bitfield(8), is_fetching=True, can_fetch_upstream=True, heard_s=99.0)
+    look(machine, member)
+    thaw_s = 101.0 + LEASE_S
+    assert look(machine, now_s=thaw_s, can_fetch_upstream=True) == []
+    assert look(machine, now_s=thaw_s + 0.1, can_fetch_upstream=True) == []
+    done = replace(member, have=Bitfield.full(8), is_fetching=False, heard_s=thaw_s + 0.1)
+    [request] = asks_of(look(machine, done, now_s=thaw_s + 0.2, can_fetch_upstream=True))[:1]
+    assert request.source_id == A
+
+
 def test_fence_ends_although_somebody_says_nothing() -> None:
     """A member that died meanwhile is not waited for."""
     machine = make_machine(8)

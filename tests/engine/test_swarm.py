@@ -21,7 +21,9 @@ from p2pcache.core.layout import Layout
 from p2pcache.core.messages import Exchange, Hello, SwarmEntry
 from p2pcache.discovery.base import Candidate
 from p2pcache.engine import swarm as swarm_module
+from p2pcache.engine.peerlink import PeerLink
 from p2pcache.engine.swarm import PEER_SILENCE_S, is_private_address
+from p2pcache.errors import PeerUnreachableError
 from tests.engine.conftest import REPO, WEIGHTS, MakeCache, MakePeer
 from tests.engine.engine import Engine, eventually
 from tests.engine.fakepeer import sha256_name
@@ -254,6 +256,46 @@ async def test_silent_peer_is_dropped_and_found_again(
     assert [f"{c.host}:{c.port}" for c in unreachable] == [peer.address]
     await peer.start()
     await eventually(lambda: peer.peer_id in engine.cache.swarm.peers, "the return")
+
+
+async def test_silence_while_this_process_stood_still_drops_nobody(
+    make_cache: MakeCache, make_peer: MakePeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a freeze every visit is out of time; without the peers, all chunks looked like ours."""
+    clock = ManualClock()
+    engine = await make_cache(clock=clock)
+    peer = await make_peer(WEIGHTS)
+    await engine.meet(peer.address)
+    exchange, visits = PeerLink.exchange, []
+
+    async def freeze_once(link: PeerLink, url: str, message: Exchange) -> Exchange:
+        visits.append(url)
+        if len(visits) > 1:
+            return await exchange(link, url, message)
+        clock.advance(60)
+        raise PeerUnreachableError("out of time")
+
+    monkeypatch.setattr(PeerLink, "exchange", freeze_once)
+    engine.cache.swarm.note_change()
+    await eventually(lambda: len(visits) > 1, "another visit at once")
+    assert peer.peer_id in engine.cache.swarm.peers
+
+
+async def test_word_that_a_peer_brings_itself_is_no_answer(
+    engine: Engine, make_peer: MakePeer
+) -> None:
+    """It may have lain in our sockets while this process stood still."""
+    peer = await make_peer(WEIGHTS)
+    await engine.meet(peer.address)
+    swarm = engine.cache.swarm
+    known = swarm.peers[peer.peer_id]
+    await eventually(lambda: known.answered_s, "an answer")
+    await swarm.close()
+    answered_s = known.answered_s
+    assert 0 < answered_s <= known.last_seen_s
+    said = Hello(peer.peer_id, peer.name, "0", ())
+    await swarm.answer(Exchange(said, known.port, ()), known.host)
+    assert known.answered_s == answered_s
 
 
 async def test_introduced_address_where_nobody_answers_is_forgotten(engine: Engine) -> None:

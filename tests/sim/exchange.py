@@ -24,6 +24,7 @@ from p2pcache.engine.swarm import (
     PEER_SILENCE_S,
     SETTLE_S,
     START_ROUND_S_MAX,
+    STOOD_STILL_S,
 )
 from tests.sim.setting import BLOB, PEER_LATENCY_S
 from tests.sim.vice import Vice
@@ -46,6 +47,7 @@ class _Line:
     # Counted, so that the end of an old one is told from that of a new one.
     pause: int = 0
     visit: int = 0
+    begun_s: float = 0.0
 
 
 class Exchange:
@@ -178,7 +180,7 @@ class Exchange:
         entry = self._report() if member.is_reporting else None
         latency_s = PEER_LATENCY_S * member.random.uniform(1.0, 4.0)
         line.visit += 1
-        visit = line.visit
+        visit, line.begun_s = line.visit, member.now_s
 
         def end(number: int | None, said: SwarmEntry | None = None) -> None:
             if line.visit == visit and line.is_visiting:
@@ -216,11 +218,14 @@ class Exchange:
         line.visits.note_visit(number, now_s=now_s)
         if number is None:
             peer = self.peers.get(line.other_id)
-            if peer is not None and now_s - peer.last_seen_s >= PEER_SILENCE_S:
+            stood_still = now_s - line.begun_s > STOOD_STILL_S
+            is_silent = peer is not None and now_s - peer.last_seen_s >= PEER_SILENCE_S
+            if is_silent and not stood_still:
                 del self.peers[line.other_id]
                 self._member.wake()
         else:
-            self._meet(line.other_id).last_seen_s = now_s
+            peer = self._meet(line.other_id)
+            peer.last_seen_s, peer.answered_s = now_s, line.begun_s
             self._hear(line.other_id, entry)
         self._look_at_round()
         self._pause(line)
