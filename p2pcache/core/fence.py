@@ -2,7 +2,7 @@
 Owns what a member may not do yet since it has just begun, or just woken from a freeze.
 
 Knows nothing of chunks.
-Invariants: a fence ends when everybody was heard, or after FENCE_S_MAX.
+Invariants: a fence ends when everybody has answered, or after FENCE_S_MAX.
 Source: design.md §6.2 (fenced leases); Kleppmann, "How to do distributed locking" (2016), for the
 holder of a lease that slept.
 """

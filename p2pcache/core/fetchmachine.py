@@ -39,6 +39,8 @@ from p2pcache.core.readers import Readers
 from p2pcache.core.rests import Rests
 from p2pcache.core.transitions import (
     BROKEN_REST_S,
+    BUSY_IN_A_CROWD_MAX,
+    BUSY_IN_A_ROW_MAX,
     BUSY_REST_JITTER,
     CHUNK_TRANSITIONS,
     CONSEQUENCES,
@@ -47,6 +49,7 @@ from p2pcache.core.transitions import (
     ChunkState,
     Outcome,
     Refusal,
+    find_busy_rest_s,
 )
 from p2pcache.core.views import (
     UPSTREAM,
@@ -62,13 +65,6 @@ if TYPE_CHECKING:
 
 # After so many refusals without a chunk in between, a peer's word on a chunk is not believed.
 REFUSALS_IN_A_ROW_MAX = 3
-# One that says "busy" is believed for longer, about 10 s, and not for ever: it may hold up what
-# others have. In a crowd all turn to whoever has what is rare, and come to it one after the other:
-# so many times they come back at once, then later and later.
-BUSY_IN_A_ROW_MAX = 22
-BUSY_SOON_MAX = 8
-BUSY_REST_GROWTH = 1.25
-BUSY_REST_S_MAX = 1.0
 # A run whose chunk takes so long leaves room for another one: its source is slow, not our line.
 LATE_RUN_S = 2.0
 # Who was given up is not asked again at once: its queue is what made it late.
@@ -113,6 +109,7 @@ class FetchMachine:
         # First copies that came, in bytes off the wire.
         self.first_copy_bytes = 0
         self._refusals = Counter[str]()
+        self._is_crowded = False
         self._self_id = self_id
         self._limits, self._pace, self._random = limits, pace, random
         self._ownership = Ownership(blob)
@@ -275,11 +272,9 @@ class FetchMachine:
         return [Accuse(peer_id, consequence.fault, consequence.is_ban)]
 
     def _draw_rest_s(self, outcome: Outcome, peer_id: str) -> float:
-        rest_s = CONSEQUENCES[outcome].rest_s
         if outcome is not Outcome.BUSY:
-            return rest_s
-        late = max(0, self._refusals[peer_id] - BUSY_SOON_MAX)
-        rest_s = min(BUSY_REST_S_MAX, rest_s * BUSY_REST_GROWTH**late)
+            return CONSEQUENCES[outcome].rest_s
+        rest_s = find_busy_rest_s(self._refusals[peer_id], is_crowded=self._is_crowded)
         return rest_s * self._random.uniform(1 - BUSY_REST_JITTER, 1 + BUSY_REST_JITTER)
 
     def _find_refused(
@@ -297,8 +292,9 @@ class FetchMachine:
 
     def _is_word_broken(self, event: RunEnded, request: RunRequest) -> bool:
         """Return whether a peer refused so often that its word on chunks is worth nothing."""
-        is_busy = event.outcome is Outcome.BUSY
-        most = BUSY_IN_A_ROW_MAX if is_busy else REFUSALS_IN_A_ROW_MAX
+        most = REFUSALS_IN_A_ROW_MAX
+        if event.outcome is Outcome.BUSY:
+            most = BUSY_IN_A_CROWD_MAX if self._is_crowded else BUSY_IN_A_ROW_MAX
         return self._refusals[request.source_id] >= most
 
     def refuse(self, peer_id: str, chunk_index: int) -> None:
@@ -312,6 +308,7 @@ class FetchMachine:
             if run_id in self.runs:
                 self._note_received(self.runs[run_id], received_bytes)
         peers = self.view(look.peers, now_s=now_s)
+        self._is_crowded = bool(look.crowd)
         can_ask_hub = look.can_fetch_upstream and self.patience.may_ask(now_s)
         is_cut_off = not can_ask_hub and not (look.relays and find_lone_seeder(peers))
         self.duties.watch(
@@ -350,7 +347,7 @@ class FetchMachine:
             ownership=self._ownership,
             needs=self._pace.needs,
             is_fenced=is_fenced,
-            is_crowded=bool(look.crowd),
+            is_crowded=self._is_crowded,
             further_runs_inflight=self._count_further_runs(now_s),
             expected=look.crowd if self.fence.is_settling() else frozenset(),
         )

@@ -86,6 +86,15 @@ REFUSED_REST_S = 1.0
 # One that is busy, or whose chunks are still on their way to it, is asked again this soon: a
 # chunk takes about as long from one of a few that share a line.
 BUSY_REST_S = 0.12
+# Among few, one that goes on saying so is asked later and later: it gives turns to everybody, and
+# has another reason. In a crowd it may be a queue, and who does not come back in time loses its
+# place there (turns.py).
+BUSY_SOON_MAX = 8
+BUSY_REST_GROWTH = 1.25
+BUSY_REST_S_MAX = 1.0
+# So often it is believed, for 5 to 10 s, and not for ever: it may hold up what others have.
+BUSY_IN_A_ROW_MAX = 22
+BUSY_IN_A_CROWD_MAX = 80
 # Times 1 less or more this share of it, by chance: those who were turned away together would come
 # back together, for one place.
 BUSY_REST_JITTER = 0.5
@@ -131,3 +140,15 @@ CONSEQUENCES: dict[Outcome, Consequence] = {
     Outcome.RATE_LIMITED: Consequence(),
     Outcome.UPSTREAM_FAILED: Consequence(),
 }
+
+
+def find_busy_rest_s(in_a_row: int, *, is_crowded: bool) -> float:
+    """
+    Return for how many seconds, on average, a busy peer is left alone.
+
+    Args:
+        in_a_row: How often it has said so without giving anything in between.
+        is_crowded: Whether more daemons are known than talk to each other.
+    """
+    late = 0 if is_crowded else max(0, in_a_row - BUSY_SOON_MAX)
+    return min(BUSY_REST_S_MAX, BUSY_REST_S * BUSY_REST_GROWTH**late)

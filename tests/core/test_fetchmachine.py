@@ -30,7 +30,6 @@ from p2pcache.core.fetchevents import (
     RunEnded,
 )
 from p2pcache.core.fetchmachine import (
-    BUSY_IN_A_ROW_MAX,
     OVERDUE_REST_S,
     REFUSALS_IN_A_ROW_MAX,
     FetchMachine,
@@ -51,8 +50,12 @@ from p2pcache.core.rendezvous import find_owner
 from p2pcache.core.tenure import LEASE_S, PROGRESS_BYTES_MIN
 from p2pcache.core.transitions import (
     BROKEN_REST_S,
+    BUSY_IN_A_CROWD_MAX,
+    BUSY_IN_A_ROW_MAX,
     BUSY_REST_JITTER,
     BUSY_REST_S,
+    BUSY_REST_S_MAX,
+    BUSY_SOON_MAX,
     CRAWLER_REST_S,
     REFUSED_REST_S,
     ChunkState,
@@ -348,18 +351,46 @@ def test_peer_that_delivered_is_not_shunned_any_more() -> None:
     assert machine.view([peer], now_s=100.1) == [peer]
 
 
+@pytest.mark.parametrize("is_crowded", [False, True])
+def test_busy_peer_among_few_is_asked_later_and_later(is_crowded: bool) -> None:
+    """In a crowd it may be a queue, in which who comes back too late has lost its place."""
+    machine = make_machine(1)
+    peer = see(A, Bitfield.full(1))
+    crowd = frozenset([A]) if is_crowded else frozenset[str]()
+    rests_s, now_s = [], 100.0
+    for _ in range(BUSY_IN_A_ROW_MAX - 1):
+        look(machine, peer, now_s=now_s, crowd=crowd)
+        end(machine, max(machine.runs), Outcome.BUSY, now_s=now_s)
+        rests_s.append(machine.rests.resting_until_s[A] - now_s)
+        now_s += 5.0
+    soonest, latest = BUSY_REST_S * (1 - BUSY_REST_JITTER), BUSY_REST_S * (1 + BUSY_REST_JITTER)
+    assert all(soonest <= rest_s <= latest for rest_s in rests_s[:BUSY_SOON_MAX])
+    if is_crowded:
+        assert max(rests_s) <= latest
+    else:
+        assert min(rests_s[-3:]) >= BUSY_REST_S_MAX * (1 - BUSY_REST_JITTER)
+        assert max(rests_s) <= BUSY_REST_S_MAX * (1 + BUSY_REST_JITTER)
+
+
 @pytest.mark.parametrize(
-    ("outcome", "most"),
-    [(Outcome.REFUSED, REFUSALS_IN_A_ROW_MAX), (Outcome.BUSY, BUSY_IN_A_ROW_MAX)],
+    ("outcome", "most", "crowd"),
+    [
+        (Outcome.REFUSED, REFUSALS_IN_A_ROW_MAX, ""),
+        (Outcome.BUSY, BUSY_IN_A_ROW_MAX, ""),
+        (Outcome.BUSY, BUSY_IN_A_CROWD_MAX, A),
+    ],
 )
-def test_peer_whose_word_is_broken_too_often_is_not_believed(outcome: Outcome, most: int) -> None:
+def test_peer_whose_word_is_broken_too_often_is_not_believed(
+    outcome: Outcome, most: int, crowd: str
+) -> None:
     """Who says that it has a chunk and never gives it does not hold it up for ever."""
     machine = make_machine(1)
     peer = see(A, Bitfield.full(1))
     now_s = 100.0
     for number in range(most):
         now_s += 5.0
-        assert [r.source_id for r in asks_of(look(machine, peer, now_s=now_s))] == [A], number
+        seen = look(machine, peer, now_s=now_s, crowd=frozenset(filter(None, [crowd])))
+        assert [r.source_id for r in asks_of(seen)] == [A], number
         run_id = max(machine.runs)
         end(machine, run_id, outcome, now_s=now_s)
     assert 0 in machine.refused[A]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
@@ -68,6 +68,16 @@ async def let_run(turns: int = 100) -> None:
     """Let the loop run all that waits for nothing but its turn."""
     for _ in range(turns):
         await asyncio.sleep(0)
+
+
+async def meet_all(engines: Sequence[Engine]) -> None:
+    """Let every one of some engines listen, and know all the others."""
+    for engine in engines:
+        await engine.listen()
+    for engine in engines:
+        for other in engines:
+            if other is not engine:
+                await engine.meet(other.address)
 
 
 def list_open_files(root: Path) -> list[str]:

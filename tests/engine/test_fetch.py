@@ -15,8 +15,7 @@ import pytest
 
 from p2pcache.clock import ManualClock
 from p2pcache.core.credentials import ANONYMOUS
-from p2pcache.core.fetchmachine import BUSY_IN_A_ROW_MAX
-from p2pcache.core.transitions import CONSEQUENCES, Consequence, Outcome
+from p2pcache.core.transitions import BUSY_IN_A_ROW_MAX, CONSEQUENCES, Consequence, Outcome
 from p2pcache.core.upstream import UpstreamLocation
 from p2pcache.engine import fetch
 from p2pcache.errors import (

@@ -29,7 +29,7 @@ from p2pcache.engine import layouts
 from p2pcache.engine.fetches import ActiveFetch
 from p2pcache.errors import NotFoundError, P2PCacheError, SourceError
 from tests.engine.conftest import CHUNK_BYTES, TOKEN, MakeCache, MakePeer
-from tests.engine.engine import POLL_S, Engine, eventually
+from tests.engine.engine import POLL_S, Engine, eventually, meet_all
 from tests.engine.fakepeer import FakePeer, sha256_name
 from tests.engine.weights import (
     BASE,
@@ -300,13 +300,9 @@ async def test_peer_with_a_part_in_the_plain_layout_is_joined_in_it(
 async def test_three_cold_daemons_ask_for_one_head(make_cache: MakeCache, hub: Hub) -> None:
     """Whoever owns the first chunk asks; the others wait for it."""
     engines = [await make_cache(name, trust_peers=True, seed=n) for n, name in enumerate("abc")]
+    await meet_all(engines)
     for engine in engines:
-        await engine.listen()
         await engine.find(BASE_REPO, NAME)
-    for engine in engines:
-        for other in engines:
-            if other is not engine:
-                await engine.meet(other.address)
     hub.set_faults(rate_bytes_per_s=600_000)
     # As pulls do; all of them here before the first one begins.
     for engine in engines:

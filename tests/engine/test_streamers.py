@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 
 from tests.engine.conftest import REPO, WEIGHTS, MakeCache
-from tests.engine.engine import Engine, eventually
+from tests.engine.engine import Engine, eventually, meet_all
 from tests.engine.fakepeer import sha256_name
 from tests.engine.test_reader import Body
 from tests.hub import Hub
@@ -24,13 +24,9 @@ BLOB = sha256_name(WEIGHTS)
 async def make_neighbours(make_cache: MakeCache, count: int) -> list[Engine]:
     """Return engines that know each other and do not trust each other."""
     engines = [await make_cache(f"m{n}", seed=n) for n in range(count)]
+    await meet_all(engines)
     for engine in engines:
-        await engine.listen()
         await engine.find(REPO, NAME)
-    for engine in engines:
-        for other in engines:
-            if other is not engine:
-                await engine.meet(other.address)
     return engines
 
 
