@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -300,6 +301,33 @@ def test_entry_of_an_earlier_release_has_no_count() -> None:
     entry = SwarmEntry(BLOB, Layout(5).id, Bitfield.full(1), Bitfield(1))
     message = entry.to_json()
     del message["count"]
+    assert SwarmEntry.from_json(message) == entry
+
+
+@pytest.mark.parametrize(
+    ("changes", "says_as_much"),
+    [
+        ({"received_bytes": 7}, True),
+        ({"have": Bitfield.full(1)}, False),
+        ({"inflight": Bitfield.full(1)}, False),
+        ({"is_fetching": True}, False),
+        ({"can_fetch_upstream": True}, False),
+        ({"is_hub_only": True}, False),
+    ],
+)
+def test_entry_says_as_much_as_one_that_differs_in_bytes_alone(
+    changes: dict[str, Any], says_as_much: bool
+) -> None:
+    """What changes whom to ask for what wakes a fetch; bytes that move do not."""
+    entry = SwarmEntry(BLOB, Layout(5).id, Bitfield(1), Bitfield(1))
+    assert replace(entry, **changes).says_as_much(entry) is says_as_much
+
+
+def test_entry_of_a_release_before_hub_only_is_not() -> None:
+    """What is not said is not so."""
+    entry = SwarmEntry(BLOB, Layout(5).id, Bitfield(1), Bitfield(1))
+    message = entry.to_json()
+    del message["hub_only"]
     assert SwarmEntry.from_json(message) == entry
 
 

@@ -294,8 +294,13 @@ async def test_word_that_a_peer_brings_itself_is_no_answer(
     answered_s = known.answered_s
     assert 0 < answered_s <= known.last_seen_s
     said = Hello(peer.peer_id, peer.name, "0", ())
-    await swarm.answer(Exchange(said, known.port, ()), known.host)
-    assert known.answered_s == answered_s
+    nothing = Bitfield(Layout(len(WEIGHTS)).chunk_count)
+    entry = SwarmEntry(BLOB, Layout(len(WEIGHTS)).id, nothing, nothing, is_fetching=True)
+    await swarm.answer(Exchange(said, known.port, (entry,)), known.host)
+    word = known.words[BLOB]
+    assert word.entry == entry
+    assert word.heard_s > answered_s
+    assert known.view(word).heard_s == known.answered_s == answered_s
 
 
 async def test_introduced_address_where_nobody_answers_is_forgotten(engine: Engine) -> None:
