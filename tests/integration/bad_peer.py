@@ -224,25 +224,36 @@ def send_short_length(peer: BadPeer, request: Request, chunks: range) -> None:
     request.send_whole(200, content[:-1], X_P2PCache_Chunks=claims)
 
 
+def flip(chunk: bytes) -> bytes:
+    """Return a chunk with one bit changed."""
+    return bytes([chunk[0] ^ 1]) + chunk[1:]
+
+
 def send_wrong_bytes(peer: BadPeer, request: Request, chunks: range) -> None:
     """Flip a bit of every chunk, under the true chunk's digest."""
     true = [peer.cut(index) for index in chunks]
-    wrong = [bytes([chunk[0] ^ 1]) + chunk[1:] for chunk in true]
-    request.send_run(wrong, [digest_of(chunk) for chunk in true])
+    request.send_run([flip(chunk) for chunk in true], [digest_of(chunk) for chunk in true])
+
+
+def find_other(peer: BadPeer, index: int) -> bytes:
+    """Return what passes for a chunk and is not it: the next one, or one of the same length."""
+    last = peer.chunk_count - 1
+    if index == last:  # shorter than the others: no other can stand for it
+        return flip(peer.cut(last))
+    return peer.cut((index + 1) % last)
 
 
 def send_other_index(peer: BadPeer, request: Request, chunks: range) -> None:
     """Send the true chunk of another index, under its own true digest."""
-    last = peer.chunk_count - 1  # shorter than the others: no other can stand for it
-    others = [index if index == last else (index + 1) % last for index in chunks]
-    request.send_run([peer.cut(index) for index in others])
+    request.send_run([find_other(peer, index) for index in chunks])
 
 
 def send_other_index_at_times(peer: BadPeer, request: Request, chunks: range) -> None:
-    """Lie in every third chunk, and tell the truth in the others."""
-    last = peer.chunk_count - 1
-    others = [(i + 1) % last if i % 3 == 1 and i != last else i for i in chunks]
-    request.send_run([peer.cut(index) for index in others])
+    """Lie in every third run, the first among them, and tell the truth in the others."""
+    if peer.runs.index(chunks) % 3 == 0:
+        send_other_index(peer, request, chunks)
+    else:
+        send_honestly(peer, request, chunks)
 
 
 def refuse_with(status: int, code: str, **headers: object) -> Send:
