@@ -12,7 +12,7 @@ from p2pcache.core.bitfield import Bitfield
 from p2pcache.core.digest import BlobDigest
 from p2pcache.core.layout import Layout
 from p2pcache.core.messages import SwarmEntry
-from p2pcache.core.neighbours import Neighbourhood
+from p2pcache.core.neighbours import SPARES, Neighbourhood
 from p2pcache.core.ownership import OWNERS_MAX
 from p2pcache.core.rendezvous import find_highest
 from p2pcache.engine.gossip import find_fetching
@@ -21,8 +21,9 @@ from p2pcache.engine.peer import Peer
 BLOB = BlobDigest("sha256", "ab" * 32)
 LAYOUT = Layout(4)
 IDS = [f"{number + 1:032x}" for number in range(64)]
-CREW = find_highest(BLOB, IDS, OWNERS_MAX)
-# One that is no owner.
+# The owners, and who is next.
+CREW = find_highest(BLOB, IDS, OWNERS_MAX + SPARES)
+# One that is neither.
 SELF_ID = next(one for one in IDS if one not in CREW)
 
 

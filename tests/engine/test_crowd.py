@@ -15,6 +15,7 @@ import pytest
 from p2pcache.core import cadence
 from p2pcache.core import neighbours as neighbours_module
 from p2pcache.core import ownership as ownership_module
+from p2pcache.core.rendezvous import find_highest
 from p2pcache.discovery.base import Candidate
 from tests.engine.conftest import REPO, WEIGHTS, MakeCache
 from tests.engine.engine import Engine, eventually
@@ -24,7 +25,7 @@ from tests.hub import Hub
 NAME = "pytorch_model.bin"
 KEY = f"{REPO}/{NAME}"
 BLOB = sha256_name(WEIGHTS)
-MEMBERS = 7
+MEMBERS, OWNERS = 7, 2
 
 
 @pytest.fixture
@@ -34,7 +35,8 @@ async def crowd(make_cache: MakeCache, monkeypatch: pytest.MonkeyPatch) -> list[
     monkeypatch.setattr(neighbours_module, "NEIGHBOURS_ALL_MAX", 3)
     monkeypatch.setattr(neighbours_module, "NEIGHBOURS_CHOSEN", 2)
     for module in (neighbours_module, ownership_module):
-        monkeypatch.setattr(module, "OWNERS_MAX", 2)
+        monkeypatch.setattr(module, "OWNERS_MAX", OWNERS)
+    monkeypatch.setattr(neighbours_module, "SPARES", 1)
     engines = [await make_cache(f"m{n}", trust_peers=True, seed=n) for n in range(MEMBERS)]
     for engine in engines:
         await engine.listen()
@@ -73,12 +75,15 @@ async def test_crowd_hears_of_owners_that_it_does_not_talk_to(
     hub.set_faults(rate_bytes_per_s=60_000)
     fetches = await asyncio.gather(*(engine.start_fetch(REPO, NAME) for engine in crowd))
 
+    ids = [engine.context.settings.peer_id for engine in crowd]
+    owners = frozenset(find_highest(BLOB, ids, OWNERS))
+
     def told() -> list[tuple[str, int]]:
         """List what far owners are said to have received, at members that are not owners."""
         found = []
         for engine in crowd:
             swarm = engine.cache.swarm
-            for owner_id in swarm.neighbourhood.find_crew(BLOB) - swarm.neighbourhood.near:
+            for owner_id in owners & swarm.neighbourhood.find_crew(BLOB) - swarm.neighbourhood.near:
                 entry = swarm.peers[owner_id].find_entry(BLOB)
                 found.append((owner_id, 0 if entry is None else entry.received_bytes))
         return found

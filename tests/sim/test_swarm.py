@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from p2pcache.core.cadence import EXCHANGES_CROWD_PER_S_MAX
+from p2pcache.core.ownership import OWNERS_MAX
+from p2pcache.core.views import UPSTREAM
 from tests.sim.__main__ import main
 from tests.sim.campaign import Case, Verdict, judge, judge_all, keep, read_kept
 from tests.sim.faultplan import FAULTS
@@ -108,6 +110,16 @@ def test_swarm_of_many_takes_one_copy_though_nobody_talks_to_everybody(name: str
     assert report.amplification <= SCENARIOS[name].amplification_max, report.render()
     assert report.slowness <= SCENARIOS[name].time_max, report.render()
     assert report.messages_per_peer_and_s <= 2 * EXCHANGES_CROWD_PER_S_MAX, report.render()
+
+
+def test_swarm_of_many_agrees_on_who_follows_a_lost_owner() -> None:
+    """Else whoever takes itself for the next brings what others have begun."""
+    swarm = make_scenario("kill", Setting(peers=64, chunks=48, look_delay_s=0.02), seed=2)
+    swarm.run()
+    report = make_report(swarm, seed=2)
+    bringers = [m.number for m in swarm.members.values() if m.tally.chunks_from[UPSTREAM]]
+    assert len(bringers) <= OWNERS_MAX + 1, report.render()
+    assert report.amplification <= SCENARIOS["kill"].amplification_max, report.render()
 
 
 def test_swarm_of_one_seed_always_tells_the_same_story() -> None:
