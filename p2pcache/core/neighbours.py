@@ -22,8 +22,8 @@ NEIGHBOURS_ALL_MAX = 12
 # Chosen of more than that. As many on average choose us: what one has got reaches five hundred
 # in three steps.
 NEIGHBOURS_CHOSEN = 8
-# Next in rank after the owners, so many hear and are heard of like them: when an owner is lost, all
-# agree on who steps in, and that one knows what the others have begun.
+# Next in rank after the owners, so many are told of like them: when an owner is lost, all agree on
+# who steps in.
 SPARES = 4
 # Whose word counts although we do not talk to them: owners, spares, and more who would be next.
 RANKS_HEARD = 2 * OWNERS_MAX
@@ -60,12 +60,12 @@ class Neighbourhood:
         for blob, others in fetching.items():
             ranks = find_highest(blob, {*others, self._self_id}, RANKS_HEARD)
             self._heard[blob] = frozenset(ranks) - {self._self_id}
-            # Owners must not begin what another one has begun: they talk to each other, and to who
-            # steps in when one is lost.
-            crew = frozenset(ranks[: OWNERS_MAX + SPARES])
-            self._crews[blob] = crew - {self._self_id}
-            if self._self_id in crew:
-                near |= crew
+            self._crews[blob] = frozenset(ranks[: OWNERS_MAX + SPARES]) - {self._self_id}
+            # Owners must not begin what another one has begun: they talk to each other. Spares do
+            # not: who talks to more talks to each of them more rarely, and is behind with chunks.
+            owners = frozenset(ranks[:OWNERS_MAX])
+            if self._self_id in owners:
+                near |= owners
         self._near = self._known.intersection(near)
 
     @property
