@@ -1,5 +1,5 @@
 """
-Owns what is told of a blob's owners to those who do not talk to them.
+Owns what is told of a blob's owners, and of who would be next, to those who do not talk to them.
 
 Knows nothing of connections.
 Invariants: a peer's own word counts for more than what others say of it; nobody is met by hearsay.

@@ -88,8 +88,8 @@ def test_neighbours_that_are_owners_talk_to_each_other() -> None:
 
 def test_neighbours_hear_of_who_steps_in_when_owners_are_lost() -> None:
     """Who has not noticed that they are gone passes on the word of the same members as before."""
-    ids = make_ids(64)
-    lost = set(find_highest(BLOB, ids, OWNERS_MAX)[:SPARES])
+    ids, lost_count = make_ids(64), 4
+    lost = set(find_highest(BLOB, ids, OWNERS_MAX)[:lost_count])
     left = [one for one in ids if one not in lost]
     owners_now = set(find_highest(BLOB, left, OWNERS_MAX))
     before, after = make_all(ids, fetching=True), make_all(left, fetching=True)
